@@ -1,0 +1,72 @@
+"""A batch of tasks in chunks that fit into memory, with the whole batch's result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from metarun.errors import MemoryExhaustedError
+from metarun.estimators import MetaGrad, MetaGradient
+from metarun.problem import Meta
+from metarun.tasks import Tasks
+
+
+def in_chunks(
+    meta_grad: MetaGrad, meta: Meta, tasks: Tasks, step: int, chunk: int
+) -> tuple[MetaGradient, int]:
+    """Compute a batch's mean meta-gradient `chunk` tasks at a time; return the chunk that fitted.
+
+    A chunk that does not fit into memory is halved and the batch begun again. Chunks are summed
+    in task order.
+
+    Raises:
+        MemoryExhaustedError: one task alone does not fit.
+    """
+    chunk = min(chunk, len(tasks))
+    while True:
+        try:
+            return _mean(meta_grad, meta, tasks, step, chunk), chunk
+        except torch.OutOfMemoryError as error:
+            if chunk == 1:
+                raise MemoryExhaustedError(
+                    "one task alone does not fit into the device's memory "
+                    f"({str(error).splitlines()[0]}); use a smaller model, fewer queries or "
+                    "algo.estimator=recompute"
+                ) from error
+        chunk = (chunk + 1) // 2
+
+
+def _mean(meta_grad: MetaGrad, meta: Meta, tasks: Tasks, step: int, chunk: int) -> MetaGradient:
+    if chunk >= len(tasks):
+        return meta_grad(meta, tasks, step)
+    gradient: Meta | None = None
+    shift: Meta | None = None
+    parts: list[MetaGradient] = []
+    for some in tasks.chunks(chunk):
+        found = meta_grad(meta, some, step)
+        share = len(some) / len(tasks)
+        gradient = _add(gradient, found.gradient, share)
+        shift = _add(shift, found.shift, share)
+        parts.append(found._replace(gradient={}, shift={}))
+    figures = {k: torch.cat([part.figures[k] for part in parts]) for k in parts[0].figures}
+    losses = torch.cat([part.losses for part in parts])
+    return MetaGradient(gradient or {}, losses, figures, shift or {})
+
+
+def _add(total: Meta | None, more: Meta, share: float) -> Meta:
+    if total is None:
+        return map_meta(lambda value: value * share, more)
+    return {
+        group: {name: total[group][name] + value * share for name, value in params.items()}
+        for group, params in more.items()
+    }
+
+
+def map_meta(function: Callable[[Tensor], Tensor], meta: Meta) -> Meta:
+    """Apply a function to every tensor."""
+    return {
+        group: {name: function(value) for name, value in params.items()}
+        for group, params in meta.items()
+    }

@@ -1,0 +1,156 @@
+"""Ways to compute the meta-gradient, each for any learner.
+
+A learner says what is adapted; an estimator says how the query's gradient finds its way back
+through the inner loop. All take T tasks at once and return means over them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from metarun.inner import Learner, inner_step, leaves, meta_leaves, over_tasks
+from metarun.problem import Meta, Params, Problem
+from metarun.tasks import Tasks
+
+Estimator = Literal["recompute", "unrolled", "first_order"]
+_NO_FIGURES: dict[str, Tensor] = {}
+_NO_SHIFT: Meta = {}
+
+
+class MetaGradient(NamedTuple):
+    """A batch's meta-gradient and what was seen on the way."""
+
+    gradient: Meta  # mean over the tasks; groups that are not meta-learned are absent
+    losses: Tensor  # [T] query losses after adaptation
+    figures: dict[str, Tensor] = _NO_FIGURES  # further figures a task, each [T]
+    shift: Meta = _NO_SHIFT  # added to the meta-parameters as it is; state without a gradient
+
+
+MetaGrad = Callable[[Meta, Tasks, int], MetaGradient]  # meta-parameters, tasks, meta-step
+
+
+def estimate(estimator: Estimator, problem: Problem, learner: Learner, steps: int) -> MetaGrad:
+    """Return the meta-gradient of adapt-then-query by the named estimator."""
+    if estimator == "unrolled":
+        return unrolled(problem, learner, steps)
+    return recompute(problem, learner, steps, last=steps if estimator == "recompute" else 0)
+
+
+def query_losses(problem: Problem, params: Params, tasks: Tasks) -> Tensor:
+    """Return the query loss of every task under its own parameters, [T]."""
+    lifted = over_tasks(problem.query_loss, shared=0, count=len(tasks))
+    return lifted(params, tasks.support_x, tasks.query_x, tasks.query_y)
+
+
+def unrolled(problem: Problem, learner: Learner, steps: int) -> MetaGrad:
+    """Differentiate through one graph of the whole inner loop: exact, memory linear in steps.
+
+    Finn et al., 2017, arXiv:1703.03400, equation 1 and algorithm 1. The oracle of `recompute`.
+    """
+
+    def meta_grad(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
+        meta, support = meta_leaves(meta), (tasks.support_x, tasks.support_y)
+        with torch.enable_grad():
+            params = learner.start(meta, *support)
+            for k in range(steps):
+                params = inner_step(learner, meta, k, params, support, second_order=True)
+            losses = query_losses(problem, params, tasks)
+            total = MetaSum(meta)
+            total.add(torch.autograd.grad(losses.mean(), total.leaves, allow_unused=True))
+        return MetaGradient(total.gradient(), losses.detach())
+
+    return meta_grad
+
+
+def recompute(problem: Problem, learner: Learner, steps: int, *, last: int) -> MetaGrad:
+    """Pull the query gradient back one inner step at a time, through the `last` steps exactly.
+
+    The inner loop runs without a graph and keeps its parameters; each step is then run again
+    for its own vector-Jacobian product, so memory grows by one parameter set a step instead of
+    by one graph. `last=steps` is exact; `last=0` is first order (FOMAML): the inner gradients
+    are constants, which leaves learned rates their gradient and never builds a second-order
+    graph; in between is truncation. The last step's graph is kept, not built twice.
+    """
+
+    def meta_grad(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
+        meta, support = meta_leaves(meta), (tasks.support_x, tasks.support_y)
+
+        def advance(k: int, params: Params, exact: bool) -> Params:
+            return inner_step(learner, meta, k, params, support, second_order=exact)
+
+        total = MetaSum(meta)
+        with torch.enable_grad():
+            first = learner.start(meta, *support)
+            params = leaves(first)
+            trace: list[tuple[Params, Params | None]] = []
+            for k in range(steps):
+                exact = k >= steps - last
+                keep = not exact or k == steps - 1  # a first-order step's graph is its update's
+                after = advance(k, params, exact and keep)
+                trace.append((params, after if keep else None))
+                params = leaves(after)
+            losses = query_losses(problem, params, tasks)
+            pull = _zip(params, torch.autograd.grad(losses.mean(), list(params.values())))
+            for k in reversed(range(steps)):
+                before, after = trace.pop()
+                after = after or advance(k, before, True)
+                pull = _pull_back(learner, before, after, pull, total)
+            total.add(
+                torch.autograd.grad(
+                    list(first.values()), total.leaves, list(pull.values()), allow_unused=True
+                )
+            )
+        return MetaGradient(total.gradient(), losses.detach())
+
+    return meta_grad
+
+
+def _pull_back(
+    learner: Learner, before: Params, after: Params, pull: Params, total: MetaSum
+) -> Params:
+    """Return the pull on a step's input, given the pull on its output; add the meta part."""
+    moved = [name for name in after if name in learner.adapted]
+    grads: Sequence[Tensor | None] = torch.autograd.grad(
+        [after[name] for name in moved],
+        [*before.values(), *total.leaves],
+        [pull[name] for name in moved],
+        allow_unused=True,
+    )
+    total.add(grads[len(before) :])
+    back: Params = {}
+    for name, grad in zip(before, grads, strict=False):
+        if name in learner.adapted:
+            back[name] = torch.zeros_like(before[name]) if grad is None else grad
+        else:
+            back[name] = pull[name] if grad is None else pull[name] + grad
+    return back
+
+
+def _zip(params: Params, values: Sequence[Tensor]) -> Params:
+    return dict(zip(params, values, strict=True))
+
+
+class MetaSum:
+    """Sums gradients of the meta-parameters from the places where these act."""
+
+    def __init__(self, meta: Meta) -> None:
+        self.meta = meta
+        self.leaves = [leaf for params in meta.values() for leaf in params.values()]
+        self.sums: list[Tensor | None] = [None] * len(self.leaves)
+
+    def add(self, grads: Sequence[Tensor | None]) -> None:
+        for i, grad in enumerate(grads):
+            if grad is not None:
+                previous = self.sums[i]
+                self.sums[i] = grad if previous is None else previous + grad
+
+    def gradient(self) -> Meta:
+        flat = iter(
+            torch.zeros_like(leaf) if found is None else found.detach()
+            for leaf, found in zip(self.leaves, self.sums, strict=True)
+        )
+        return {group: {name: next(flat) for name in params} for group, params in self.meta.items()}

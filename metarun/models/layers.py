@@ -1,0 +1,98 @@
+"""Layers that the models share, safe to differentiate twice and to run under `vmap`.
+
+Letters in shapes: B images or points, C channels, H and W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+NormKind = Literal["batch", "group", "layer", "none"]
+BatchNormMode = Literal["transductive", "support", "one_by_one", "running"]
+Activation = Literal["relu", "leaky_relu", "tanh", "softplus"]
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "leaky_relu": F.leaky_relu,
+    "tanh": torch.tanh,
+    "softplus": F.softplus,
+}
+
+
+class Norm(nn.Module):
+    """Normalise [B, C] or [B, C, H, W], by plain tensor operations.
+
+    The fused batch normalisation of torch 2.13 gives a wrong second-order gradient under `vmap`,
+    without a warning; this one is right there, and the contract test compares both.
+    `reference` rows at the head of the batch give the statistics; None means all rows.
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, channels: int, kind: NormKind, groups: int = 8, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.kind, self.eps = kind, eps
+        self.groups = groups if kind == "group" else 1
+        self.frozen = False  # normalise by the stored averages
+        self.observed: tuple[Tensor, Tensor] | None = None
+        self.observing = False
+        if kind != "none":
+            self.weight = nn.Parameter(torch.ones(channels))
+            self.bias = nn.Parameter(torch.zeros(channels))
+        if kind == "batch":
+            self.register_buffer("mean", torch.zeros(channels))
+            self.register_buffer("variance", torch.ones(channels))
+
+    def forward(self, x: Tensor, reference: int | None = None) -> Tensor:
+        if self.kind == "none":
+            return x
+        per_channel = (1, -1) + (1,) * (x.dim() - 2)
+        weight, bias = self.weight.view(per_channel), self.bias.view(per_channel)
+        if self.kind == "batch":
+            mean, variance = self._batch_statistics(x, reference, per_channel)
+            return (x - mean) * (weight * torch.rsqrt(variance + self.eps)) + bias
+        grouped = x.reshape(x.shape[0], self.groups, -1)
+        centred = grouped - grouped.mean(2, keepdim=True)
+        scale = torch.rsqrt(centred.square().mean(2, keepdim=True) + self.eps)
+        return (centred * scale).view_as(x) * weight + bias
+
+    def _batch_statistics(
+        self, x: Tensor, reference: int | None, per_channel: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        if self.frozen:
+            return self.mean.view(per_channel), self.variance.view(per_channel)
+        rows = x if reference is None else x[:reference]
+        dims = [d for d in range(x.dim()) if d != 1]
+        variance, mean = torch.var_mean(rows, dim=dims, correction=0, keepdim=True)
+        if self.observing:
+            self.observed = (mean.detach().flatten(), variance.detach().flatten())
+        return mean, variance
+
+
+class ConvBlock(nn.Module):
+    """3x3 convolution, normalisation, activation, halving by stride or by 2x2 max-pool."""
+
+    def __init__(
+        self,
+        channels: int,
+        filters: int,
+        *,
+        downsample: Literal["stride", "max_pool"],
+        norm: NormKind,
+        activation: Activation,
+    ) -> None:
+        super().__init__()
+        stride = 2 if downsample == "stride" else 1
+        self.conv = nn.Conv2d(channels, filters, 3, stride=stride, padding=1)
+        self.norm = Norm(filters, norm)
+        self.activation, self.pool = ACTIVATIONS[activation], downsample == "max_pool"
+
+    def forward(self, x: Tensor, reference: int | None = None) -> Tensor:
+        h = self.activation(self.norm(self.conv(x), reference))
+        return F.max_pool2d(h, 2) if self.pool else h

@@ -1,0 +1,70 @@
+"""One task's losses and predictions, as pure functions of a model's parameters.
+
+Letters in shapes: S support rows, R query rows, D outputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from metarun.models.net import Net
+
+Params = dict[str, Tensor]  # named tensors of a model
+Meta = dict[str, Params]  # what is meta-learned: groups of named tensors
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model and a loss; all that an algorithm knows of the experiment.
+
+    The loss is the mean over the set in both loops, so that rates do not depend on its size.
+    """
+
+    model: Net
+    kind: Literal["classification", "regression"]
+    train_classes: int = 0  # of the training split; what a pre-trained head tells apart
+
+    def initial(self) -> Params:
+        """Return copies of the model's own parameters."""
+        return {name: value.detach().clone() for name, value in self.model.named_parameters()}
+
+    def error(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Return the mean cross-entropy of logits [B, N], or the mean squared error of [B, D]."""
+        if self.kind == "classification":
+            return F.cross_entropy(outputs, y)
+        return (outputs - y).square().mean()
+
+    def loss(self, params: Params, x: Tensor, y: Tensor) -> Tensor:
+        """Return the loss on one set, normalised by its own statistics."""
+        return self.error(functional_call(self.model, params, (x,)), y)
+
+    def features(self, params: Params, x: Tensor) -> Tensor:
+        """Return what the head sees, [B, width]."""
+        body = {name[5:]: value for name, value in params.items() if name.startswith("body.")}
+        return functional_call(self.model.body, body, (x,))
+
+    def predict(self, params: Params, support_x: Tensor, query_x: Tensor) -> Tensor:
+        """Return the query's outputs [R, D] under the model's normalisation mode."""
+        mode, shots = self.model.bn_mode, support_x.shape[0]
+        if mode == "support":
+            both = torch.cat([support_x, query_x])
+            return functional_call(self.model, params, (both, shots))[shots:]
+        if mode == "one_by_one":
+
+            def alone(x: Tensor) -> Tensor:
+                return functional_call(self.model, params, (torch.cat([support_x, x[None]]),))[-1]
+
+            return torch.vmap(alone)(query_x)
+        return functional_call(self.model, params, (query_x,))
+
+    def query_loss(
+        self, params: Params, support_x: Tensor, query_x: Tensor, query_y: Tensor
+    ) -> Tensor:
+        """Return the loss on the query set, a scalar."""
+        return self.error(self.predict(params, support_x, query_x), query_y)

@@ -1,0 +1,190 @@
+"""The contract that every algorithm keeps; a new one joins by adding a row to CASES."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from oracles import DOUBLE, MODELS, distance, finite_difference, image_tasks, norm, problem
+
+from metarun.algorithms.base import MetaAlgorithm
+from metarun.algorithms.clustered import clustered
+from metarun.algorithms.imaml import imaml
+from metarun.algorithms.maml import maml
+from metarun.algorithms.scratch import scratch
+from metarun.algorithms.transfer import transfer
+from metarun.chunks import in_chunks, map_meta
+from metarun.problem import Meta, Problem
+from metarun.tasks import Tasks, examples_as_task
+
+
+@dataclass(frozen=True)
+class Case:
+    """One algorithm with settings; `exact`: is meta_grad the true gradient of its losses' mean?"""
+
+    name: str
+    factory: Callable[..., MetaAlgorithm]
+    settings: dict[str, Any]
+    exact: bool
+
+    def build(self, on: Problem) -> MetaAlgorithm:
+        return self.factory(on, **self.settings)
+
+
+STEPS = dict(inner_lr=0.1, steps=3)
+SPLIT = dict(starts=2, spread=0.3, balance=0.1)
+SOLVED = dict(inner_lr=0.02, proximal=10.0, cg_tolerance=0.0, damping=0.0)
+GRID = [0.05, 0.4]
+CASES = [
+    Case("maml", maml, {**STEPS, "estimator": "recompute"}, exact=True),
+    Case("maml-unrolled", maml, {**STEPS, "estimator": "unrolled"}, exact=True),
+    Case("fomaml", maml, {**STEPS, "estimator": "first_order"}, exact=False),
+    Case("imaml", imaml, {**SOLVED, "steps": 5, "cg_steps": 3}, exact=False),
+    Case("imaml-solved", imaml, {**SOLVED, "steps": 300, "cg_steps": 40}, exact=True),
+    Case(
+        "clustered",
+        clustered,
+        {**STEPS, **SPLIT, "estimator": "recompute", "assign": "after"},
+        exact=True,
+    ),
+    Case(
+        "clustered-holdout",
+        clustered,
+        {**STEPS, **SPLIT, "estimator": "recompute", "assign": "holdout"},
+        exact=True,
+    ),
+    Case("scratch", scratch, {"lr_grid": GRID}, exact=False),
+    *(
+        Case(
+            f"transfer-{part}", transfer, {"finetune": part, "head": head, "lr_grid": GRID}, True
+        )
+        for part, head in (("all", "imprinted"), ("last_block", "zeros"), ("head", "zeros"))
+    ),
+]
+TRAINED = [case for case in CASES if case.name != "scratch"]
+ON_ALL_MODELS = ("maml", "fomaml", "imaml", "clustered", "transfer-all")  # one of each family
+PAIRS = [
+    pytest.param(case, model, id=f"{case.name}-{model}")
+    for case in TRAINED
+    for model in MODELS
+    if case.name in ON_ALL_MODELS or model in ("mlp", "conv4-none")
+]
+
+
+def by_name(case: Case) -> str:
+    return case.name
+
+
+def batch_for(algorithm: MetaAlgorithm, model: str, count: int = 3) -> Tasks:
+    tasks = image_tasks(model, count)
+    if algorithm.batches == "tasks":
+        return tasks
+    x = tasks.query_x.flatten(0, 1)
+    return examples_as_task(x, torch.arange(len(x)) % 7)
+
+
+@pytest.mark.parametrize(("case", "model"), PAIRS)
+def test_gradient(case: Case, model: str) -> None:
+    """Exact as claimed, the same by loop and by vmap, in any order and in any chunks."""
+    on = problem(model)
+    algorithm = case.build(on)
+    assert algorithm.meta_grad is not None
+    meta = map_meta(lambda v: v.to(DOUBLE), algorithm.init(on.initial()))
+    tasks = batch_for(algorithm, model)
+    before = map_meta(torch.clone, meta)
+    whole = algorithm.meta_grad(meta, tasks, 0)
+
+    for group, params in whole.gradient.items():
+        for name, value in params.items():
+            assert value.shape == meta[group][name].shape
+            assert value.dtype == meta[group][name].dtype
+            assert torch.equal(meta[group][name], before[group][name])
+    assert whole.losses.shape == (len(tasks),)
+    for chunk in (1, 2):
+        parts, _ = in_chunks(algorithm.meta_grad, meta, tasks, 0, chunk)
+        assert distance(parts.gradient, whole.gradient) < 1e-10
+        torch.testing.assert_close(parts.losses, whole.losses)
+        for group, params in whole.shift.items():
+            torch.testing.assert_close(parts.shift[group], params)
+    order = torch.arange(len(tasks)).flip(0)
+    flipped = algorithm.meta_grad(meta, tasks[order], 0)
+    assert distance(flipped.gradient, whole.gradient) < 1e-10
+    again = algorithm.meta_grad(meta, tasks, 0)
+    assert distance(again.gradient, whole.gradient) == 0.0
+
+    objective = lambda there: algorithm.meta_grad(there, tasks, 0)  # noqa: E731
+    error = finite_difference(objective, meta, whole.gradient)
+    if case.exact:
+        assert error < 1e-7
+    else:
+        assert error > 1e-4, "claimed approximate, and is exact on this problem: a weak test"
+
+
+@pytest.mark.parametrize("case", TRAINED, ids=by_name)
+def test_a_bad_task_is_seen_and_does_not_touch_the_others(case: Case) -> None:
+    on = problem("conv4-batch")
+    algorithm = case.build(on)
+    assert algorithm.meta_grad is not None
+    if algorithm.batches == "examples":
+        return  # one pool of examples: there are no other tasks to protect
+    meta = map_meta(lambda v: v.to(DOUBLE), algorithm.init(on.initial()))
+    tasks = image_tasks("conv4-batch")
+    poisoned = tasks.support_x.clone()
+    poisoned[1, 0, 0, 0, 0] = float("nan")
+    found = algorithm.meta_grad(
+        meta, Tasks(poisoned, tasks.support_y, tasks.query_x, tasks.query_y, tasks.mode), 0
+    )
+    assert found.losses.isnan().tolist() == [False, True, False]
+    clean = algorithm.meta_grad(meta, tasks, 0)
+    assert torch.equal(found.losses[::2], clean.losses[::2])
+
+
+@pytest.mark.parametrize("case", CASES, ids=by_name)
+def test_adaptation_uses_the_support_only_and_lowers_its_loss(case: Case) -> None:
+    on = problem("conv4-held-norm")
+    algorithm = case.build(on)
+    meta = map_meta(lambda v: v.to(DOUBLE), algorithm.init(on.initial()))
+    tasks = image_tasks("conv4-held-norm")
+    curve = list(algorithm.adapt(meta, tasks.support_x, tasks.support_y, 5))
+    assert len(curve) == 6
+    losses = [
+        torch.stack(
+            [
+                on.loss({n: v[t] for n, v in params.items()}, tasks.support_x[t], tasks.support_y[t])
+                for t in range(len(tasks))
+            ]
+        )
+        for params in curve
+    ]
+    assert (losses[-1] < losses[0]).all()
+    alone = list(algorithm.adapt(meta, tasks.support_x[1:2], tasks.support_y[1:2], 5))
+    for name, value in curve[-1].items():
+        torch.testing.assert_close(value[1:2], alone[-1][name], rtol=1e-10, atol=1e-12)
+    held = [n for n in curve[0] if n not in on.model.adapted]
+    assert all(torch.equal(curve[0][n], curve[-1][n]) for n in held)
+
+
+@pytest.mark.parametrize("case", TRAINED, ids=by_name)
+def test_training_loss_falls(case: Case) -> None:
+    on = problem("mlp")
+    algorithm = case.build(on)
+    assert algorithm.meta_grad is not None
+    meta = map_meta(lambda v: v.to(DOUBLE), algorithm.init(on.initial()))
+    tasks = batch_for(algorithm, "mlp")
+    first = algorithm.meta_grad(meta, tasks, 0)
+    for step in range(20):
+        found = algorithm.meta_grad(meta, tasks, step)
+        meta = descended(meta, found.gradient, rate=0.2 / max(1.0, norm(found.gradient)))
+    assert algorithm.meta_grad(meta, tasks, 20).losses.mean() < first.losses.mean()
+
+
+def descended(meta: Meta, gradient: Meta, rate: float) -> Meta:
+    return {
+        group: {
+            n: v - rate * gradient[group][n] if group in gradient else v for n, v in params.items()
+        }
+        for group, params in meta.items()
+    }

@@ -1,0 +1,23 @@
+"""What every test shares: few threads, and outputs and caches of its own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # for tests/oracles.py and the like
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An output root of the test's own."""
+    root = tmp_path / "outputs"
+    monkeypatch.setenv("METARUN_OUTPUTS", str(root))
+    return root

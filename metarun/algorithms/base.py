@@ -31,6 +31,7 @@ class MetaAlgorithm(NamedTuple):
     meta_grad: MetaGrad | None  # meta, tasks, meta-step -> mean gradient, losses; None: no training
     batches: Literal["tasks", "examples"] = "tasks"  # what meta_grad is fed
     tuned: Mapping[str, tuple[float, ...]] = _NOTHING  # meta["rates"] entry -> validated values
+    exact: bool = True  # is meta_grad the gradient of its own losses' mean
     assign: Callable[[Meta, Tensor, Tensor], Tensor] | None = None  # support -> start chosen [T]
 
 

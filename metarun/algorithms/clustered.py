@@ -106,7 +106,13 @@ def clustered(
         found = moving({"params": meta["params"]}, tasks, step)
         return found._replace(shift={"balance": shift})
 
-    return MetaAlgorithm(init, adapting(learner(None)), meta_grad, assign=choose)
+    return MetaAlgorithm(
+        init,
+        adapting(learner(None)),
+        meta_grad,
+        exact=estimator != "first_order",
+        assign=choose,
+    )
 
 
 def _halves(y: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:

@@ -51,4 +51,4 @@ def imaml(
         damping=damping,
         proximal=proximal,
     )
-    return MetaAlgorithm(shared_params, adapting(learner), meta_grad)
+    return MetaAlgorithm(shared_params, adapting(learner), meta_grad, exact=False)

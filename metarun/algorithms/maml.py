@@ -23,5 +23,8 @@ def maml(problem: Problem, *, inner_lr: Rate, steps: Count, estimator: Estimator
     """
     learner = plain_learner(problem, gradient_descent(inner_lr))
     return MetaAlgorithm(
-        shared_params, adapting(learner), estimate(estimator, problem, learner, steps)
+        shared_params,
+        adapting(learner),
+        estimate(estimator, problem, learner, steps),
+        exact=estimator != "first_order",
     )

@@ -1,0 +1,166 @@
+"""Checked settings to live objects; the only place that builds any."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metarun.algorithms.base import MetaAlgorithm
+from metarun.config import Checked, Part
+from metarun.data.source import Source, Split
+from metarun.errors import ConfigError
+from metarun.evaluate import Scores, evaluate
+from metarun.hardware import Hardware
+from metarun.models.net import Net, set_running, use_running
+from metarun.problem import Meta, Problem
+from metarun.settings import Budget, Checkpoints, Outer, TaskShape, Test, Validation
+from metarun.signals import Stop
+from metarun.tasks import Tasks, examples_as_task
+
+EVALUATED_AT_ONCE = 25  # tasks; larger batches gain nothing and cost memory
+CALIBRATION_TASKS = 20  # of the training split, for running averages
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that one run works with; nothing in it changes but the model's averages."""
+
+    seed: int
+    task: TaskShape
+    outer: Outer
+    budget: Budget
+    validation: Validation
+    test: Test
+    checkpoints: Checkpoints
+    hardware: Hardware
+    source: Source
+    problem: Problem
+    algorithm: MetaAlgorithm
+
+    def initial(self) -> Meta:
+        """Return the meta-parameters before training, on the device."""
+        meta = self.algorithm.init(self.problem.initial())
+        return {
+            group: {
+                n: v.to(self.hardware.device, self.hardware.dtype).clone()
+                for n, v in params.items()
+            }
+            for group, params in meta.items()
+        }
+
+    def tasks(self, split: Split, first: int, count: int) -> Tasks:
+        """Return tasks of a split: training's by the run's seed, the others' by the test seed."""
+        queries = self.task.test_queries if split == "test" else self.task.queries
+        found = self.source.tasks(
+            split,
+            first,
+            count,
+            ways=self.task.ways,
+            shots=self.task.shots,
+            queries=queries,
+            seed=self.seed if split == "train" else self.test.seed,
+        )
+        return found.to(self.hardware.dtype)
+
+    def batch(self, step: int) -> Tasks:
+        """Return what meta-step `step` is computed from.
+
+        Pre-training sees as many images a step as a batch of tasks holds, so that equal steps
+        are equal numbers of examples.
+        """
+        if self.algorithm.batches == "tasks":
+            return self.tasks("train", step * self.outer.batch, self.outer.batch)
+        count = self.examples_a_step()
+        x, y = self.source.examples(step * count, count, seed=self.seed)
+        return examples_as_task(x, y).to(self.hardware.dtype)
+
+    def examples_a_step(self) -> int:
+        """Return how many inputs, support and query, one meta-step sees."""
+        return self.outer.batch * self.task.ways * (self.task.shots + self.task.queries)
+
+    def evaluate(self, meta: Meta, split: Split, count: int, steps: int, stop: Stop) -> Scores:
+        """Score tasks 0..count-1 of a split after 0..steps inner steps."""
+        at_once = min(EVALUATED_AT_ONCE, self.hardware.chunk)
+
+        def batches() -> Iterator[Tasks]:
+            for first in range(0, count, at_once):
+                yield self.tasks(split, first, min(at_once, count - first))
+
+        with self._normalising(meta):
+            return evaluate(self.problem, self.algorithm, meta, batches(), steps, stop.check)
+
+    def normalisation(self) -> str:
+        """Return the normalisation mode that belongs beside every number."""
+        return self.problem.model.normalisation
+
+    @contextmanager
+    def _normalising(self, meta: Meta) -> Generator[None]:
+        model = self.problem.model
+        if model.bn_mode != "running":
+            yield
+            return
+        tasks = self.tasks("train", 0, CALIBRATION_TASKS)
+        batches: list[tuple[dict[str, torch.Tensor], torch.Tensor]] = []
+        for one in tasks.chunks(1):
+            start = next(self.algorithm.adapt(meta, one.support_x, one.support_y, 0))
+            x = torch.cat([one.support_x[0], one.query_x[0]])
+            batches.append(({name: value[0] for name, value in start.items()}, x))
+        set_running(model, batches)
+        use_running(model, True)
+        try:
+            yield
+        finally:
+            use_running(model, False)
+
+
+def assemble(checked: Checked, data_root: Path) -> Experiment:
+    """Build the experiment that the settings describe.
+
+    Raises:
+        ConfigError: settings that contradict each other or the machine.
+        DataError: the data set is missing or cannot be used.
+    """
+    sections: dict[str, Any] = checked.sections
+    task, validation, test = sections["task"], sections["validation"], sections["test"]
+    if validation.steps > test.steps:
+        raise ConfigError(
+            f"validation.steps: {validation.steps} is more than test.steps={test.steps}, and the "
+            "step that validation chooses must be on the test's curve"
+        )
+    hardware: Hardware = _build(checked.parts["hardware"])
+    source: Source = _build(checked.parts["dataset"], data_root).to(hardware.device)
+    if source.kind == "regression" and task.ways != 1:
+        raise ConfigError(
+            f"task.ways: {task.ways} was given, and a regression task has 1 way; "
+            "task.shots counts its points"
+        )
+    for queries in {task.queries, task.test_queries}:
+        source.check(ways=task.ways, shots=task.shots, queries=queries)
+    outputs = task.ways if source.kind == "classification" else source.targets
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(checked.seed)
+        model: Net = _build(checked.parts["model"], source.features, outputs)
+        problem = Problem(
+            model.to(hardware.device, hardware.dtype), source.kind, source.train_classes
+        )
+        algorithm: MetaAlgorithm = _build(checked.parts["algo"], problem)
+    return Experiment(
+        seed=checked.seed,
+        hardware=hardware,
+        source=source,
+        problem=problem,
+        algorithm=algorithm,
+        **{name: sections[name] for name in _SECTIONS},
+    )
+
+
+_SECTIONS = ("task", "outer", "budget", "validation", "test", "checkpoints")
+
+
+def _build(part: Part, *runtime: object) -> Any:
+    return part.factory(*runtime, **part.values)

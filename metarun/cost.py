@@ -1,0 +1,38 @@
+"""What a method costs: operations, memory, parameters; counted, not guessed."""
+
+from __future__ import annotations
+
+import resource
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from metarun.assemble import Experiment
+from metarun.problem import Meta
+
+
+def flops_per_meta_step(experiment: Experiment, meta: Meta) -> int:
+    """Count the floating-point operations of one meta-step's matrix products and convolutions.
+
+    A multiplication and an addition are two. One task is run plainly and counts for all: they
+    have equal shapes.
+    """
+    algorithm = experiment.algorithm
+    if algorithm.meta_grad is None:
+        return 0
+    tasks = experiment.batch(0)
+    with FlopCounterMode(display=False) as counter:
+        algorithm.meta_grad(meta, tasks[:1], 0)
+    return counter.get_total_flops() * len(tasks)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the largest memory so far: of tensors on a GPU, of the whole process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def count(meta: Meta) -> int:
+    """Return how many numbers the tensors hold."""
+    return sum(value.numel() for params in meta.values() for value in params.values())

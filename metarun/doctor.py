@@ -1,0 +1,142 @@
+"""`metarun doctor`: what is installed, which devices and data there are, what a run would lack."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from metarun import console
+from metarun.data.fetch import cache_root, data_root
+from metarun.errors import ConfigError
+from metarun.files import prepare_folder
+from metarun.paths import conf_dir, outputs_root
+
+State = Literal["ok", "warn", "fail"]
+PACKAGES = (
+    "torch",
+    "hydra-core",
+    "omegaconf",
+    "pydantic",
+    "wandb",
+    "rich",
+    "numpy",
+    "scipy",
+    "pandas",
+    "matplotlib",
+    "pillow",
+    "safetensors",
+    "pooch",
+)
+EXTRAS = {
+    "hydra-joblib-launcher": "launch=local",
+    "hydra-submitit-launcher": "launch=slurm",
+    "hydra-ray-launcher": "launch=ray",
+    "hydra-optuna-sweeper": "search=optuna",
+}
+LICENCES = {
+    "omniglot": "MIT (Lake, Salakhutdinov and Tenenbaum, 2015)",
+    "glyphs": "DejaVu fonts licence (Bitstream Vera and Arev), shipped with matplotlib",
+}
+
+
+class Row(NamedTuple):
+    """One thing looked at."""
+
+    name: str
+    state: State
+    detail: str
+
+
+def main(argv: list[str]) -> int:
+    """Print what a run would find here; return 0, or 1 when one could not start."""
+    if argv:
+        raise ConfigError(f"doctor: takes no words, and was given {argv[0]}")
+    tables = {
+        "Installed": installed(),
+        "Devices": devices(),
+        "Data": datasets(),
+        "Places": places(),
+    }
+    for caption, rows in tables.items():
+        console.say(console.check_table(caption, rows))
+    return int(any(row.state == "fail" for rows in tables.values() for row in rows))
+
+
+def installed() -> list[Row]:
+    """Look at Python, the packages that are needed and those that would add something."""
+    version = platform.python_version()
+    rows = [Row("python", "ok" if sys.version_info >= (3, 11) else "fail", version)]
+    for name in PACKAGES:
+        found = _version(name)
+        rows.append(Row(name, "ok" if found else "fail", found or "missing; install metarun again"))
+    for name, use in EXTRAS.items():
+        found = _version(name)
+        rows.append(Row(name, "ok" if found else "warn", found or f"not installed; for {use}"))
+    return rows
+
+
+def devices() -> list[Row]:
+    """Look at processors and GPUs."""
+    import torch
+
+    rows = [Row("cpu", "ok", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads")]
+    if not torch.cuda.is_available():
+        return [*rows, Row("cuda", "warn", f"torch {torch.__version__} sees no GPU")]
+    for index in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(index)
+        memory = facts.total_memory / 2**30
+        rows.append(Row(f"cuda:{index}", "ok", f"{facts.name}, {memory:.0f} GiB"))
+    return rows
+
+
+def datasets() -> list[Row]:
+    """Look at every data set that ships with a file to find, and at its licence."""
+    from metarun.data import omniglot
+
+    rows = [Row("glyphs", "ok", f"rendered here; {LICENCES['glyphs']}")]
+    rows += [Row(name, "ok", "generated") for name in ("sinusoid", "multimodal")]
+    folder = data_root() / "omniglot"
+    for part in omniglot.PARTS:
+        archive = folder / f"{part.name}.zip"
+        if archive.is_file():
+            known = hashlib.md5(archive.read_bytes()).hexdigest() == part.md5
+            source = "as published" if known else "not the published file; judged by what it holds"
+            rows.append(Row(archive.name, "ok", f"{source}; {LICENCES['omniglot']}"))
+        elif (folder / part.name).is_dir():
+            rows.append(Row(part.name, "ok", f"unpacked; {LICENCES['omniglot']}"))
+        else:
+            rows.append(Row(archive.name, "warn", f"not in {folder}; downloaded when first used"))
+    return rows
+
+
+def places() -> list[Row]:
+    """Look at the folders that are read and written."""
+    rows = [Row("configuration", "ok", str(conf_dir())), Row("data", "ok", str(data_root()))]
+    for name, folder in (("cache", cache_root()), ("outputs", outputs_root())):
+        rows.append(_writable(name, folder))
+    return rows
+
+
+def _writable(name: str, folder: Path) -> Row:
+    exists = folder.exists()
+    try:
+        prepare_folder(folder)
+    except OSError as error:
+        return Row(name, "fail", str(error))
+    free = shutil.disk_usage(folder).free / 2**30
+    if not exists:
+        folder.rmdir()
+    return Row(name, "ok", f"{folder}, {free:.0f} GiB free")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,120 @@
+"""Adapt to fixed tasks and score every step: the same tasks for every method.
+
+Letters in shapes: T tasks, K inner steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from metarun.algorithms.base import MetaAlgorithm
+from metarun.inner import over_tasks
+from metarun.problem import Meta, Params, Problem
+from metarun.tasks import Tasks
+
+Metric = Literal["accuracy", "mse"]
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """One row a task, one column a number of adaptation steps."""
+
+    metric: Metric
+    values: Tensor  # [T, K+1] float64: fraction right, or mean squared error
+    mode: Tensor  # [T]
+    assignment: Tensor | None  # [T] the start that the support chose
+
+    def by_step(self) -> Tensor:
+        """Return means over tasks, [K+1]; a step that diverged on any task is infinitely bad."""
+        means = self.values.mean(0)
+        worst = float("inf") if self.metric == "mse" else 0.0
+        return torch.nan_to_num(means, nan=worst, posinf=worst)
+
+    def best_step(self) -> int:
+        """Return the number of steps with the best mean, the fewest of equals."""
+        means = self.by_step()
+        return int(means.argmin() if self.metric == "mse" else means.argmax())
+
+    def goodness(self, step: int) -> float:
+        """Return the mean at a step with its sign turned so that more is better."""
+        mean = float(self.by_step()[step])
+        return -mean if self.metric == "mse" else mean
+
+
+def evaluate(
+    problem: Problem,
+    algorithm: MetaAlgorithm,
+    meta: Meta,
+    batches: Iterator[Tasks],
+    steps: int,
+    check: Callable[[], None],
+) -> Scores:
+    """Score adaptation after 0..steps steps on every task; `check` is called between batches."""
+    metric: Metric = "accuracy" if problem.kind == "classification" else "mse"
+    values: list[Tensor] = []
+    modes: list[Tensor] = []
+    assigned: list[Tensor] = []
+    for tasks in batches:
+        check()
+        x, y = tasks.support_x, tasks.support_y
+        curve = [
+            score(problem, params, tasks).double() for params in algorithm.adapt(meta, x, y, steps)
+        ]
+        values.append(torch.stack(curve, 1).cpu())
+        modes.append(tasks.mode.cpu())
+        if algorithm.assign is not None:
+            assigned.append(algorithm.assign(meta, x, y).cpu())
+    return Scores(
+        metric, torch.cat(values), torch.cat(modes), torch.cat(assigned) if assigned else None
+    )
+
+
+def score(problem: Problem, params: Params, tasks: Tasks) -> Tensor:
+    """Return every task's query accuracy or mean squared error, [T]."""
+    with torch.no_grad():
+        predict = over_tasks(problem.predict, shared=0, count=len(tasks))
+        outputs = predict(params, tasks.support_x, tasks.query_x)
+        if problem.kind == "classification":
+            return (outputs.argmax(2) == tasks.query_y).double().mean(1)
+        return (outputs - tasks.query_y).square().flatten(1).mean(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What validation tasks decided: rates, the number of steps, and how good that was."""
+
+    rates: dict[str, float]
+    steps: int
+    goodness: float
+
+
+def choose(
+    algorithm: MetaAlgorithm, meta: Meta, validate: Callable[[Meta], Scores]
+) -> tuple[Chosen, Meta]:
+    """Try every combination of the algorithm's tuned rates; return the best and its meta."""
+    names = list(algorithm.tuned)
+    best: tuple[Chosen, Meta] | None = None
+    for values in product(*algorithm.tuned.values()):
+        rates = dict(zip(names, values, strict=True))
+        candidate = with_rates(meta, rates)
+        scores = validate(candidate)
+        step = scores.best_step()
+        chosen = Chosen(rates, step, scores.goodness(step))
+        if best is None or chosen.goodness > best[0].goodness:
+            best = chosen, candidate
+    assert best is not None  # the product of no rates is one empty combination
+    return best
+
+
+def with_rates(meta: Meta, rates: dict[str, float]) -> Meta:
+    """Return the meta-parameters with some of their rates replaced."""
+    if not rates:
+        return meta
+    changed = {name: torch.full_like(meta["rates"][name], rate) for name, rate in rates.items()}
+    return {**meta, "rates": {**meta["rates"], **changed}}

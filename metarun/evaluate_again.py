@@ -1,0 +1,118 @@
+"""`metarun evaluate RUN [overrides]`: test a finished run again, elsewhere or for longer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from metarun import console
+from metarun.assemble import assemble
+from metarun.config import check, compose_job
+from metarun.data.fetch import data_root
+from metarun.errors import ConfigError
+from metarun.files import write_atomic
+from metarun.outcome import task_list
+from metarun.paths import config_digest, outputs_root
+from metarun.run import read_config, read_outcome
+from metarun.schema import did_you_mean
+from metarun.settings import GROUPS
+from metarun.signals import stop_requests
+from metarun.state import Vault
+from metarun.train import summary
+
+TRAINED = ("algo", "model")  # groups that the learned parameters belong to
+
+
+def main(argv: list[str]) -> int:
+    """Evaluate a run's best checkpoint; write evaluations/<digest>.json beside it.
+
+    Raises:
+        ConfigError: no such run, an override that changes what was trained, or other shapes.
+        CheckpointError: the run has no usable checkpoint.
+    """
+    if not argv or "=" in argv[0]:
+        raise ConfigError("evaluate: name a run folder first, as in metarun evaluate outputs/NAME")
+    folder = find_run(argv[0])
+    trained = read_config(folder)
+    config = with_overrides(trained, argv[1:])
+    for group in TRAINED:
+        if config[group] != trained[group]:
+            raise ConfigError(
+                f"{group}: cannot be changed after training; evaluate takes dataset, task, test "
+                "and hardware settings"
+            )
+    experiment = assemble(check(config), data_root())
+    vault = Vault(folder, trained, experiment)
+    meta, here = vault.best(), experiment.initial()
+    if any(here["params"][name].shape != value.shape for name, value in meta["params"].items()):
+        raise ConfigError(
+            f"dataset: its inputs or outputs differ in shape from what {folder} was trained on"
+        )
+    with stop_requests() as stop:
+        test = experiment.test
+        scores = experiment.evaluate(meta, "test", test.tasks, test.steps, stop)
+    steps = _chosen_steps(folder, test.steps)
+    found = {
+        **(read_outcome(folder) or {}),
+        "dataset": config["choices"]["dataset"],
+        "shape": {
+            "ways": experiment.task.ways,
+            "shots": experiment.task.shots,
+            "test_queries": experiment.task.test_queries,
+        },
+        "test": summary(scores, steps),
+        "task_list": task_list(experiment),
+        "overrides": argv[1:],
+    }
+    place = folder / "evaluations" / f"{config_digest(config)[:8]}.json"
+    place.parent.mkdir(exist_ok=True)
+    write_atomic(place, (json.dumps(found, indent=2) + "\n").encode())
+    console.outcome(found)
+    console.say(f"written: {place}")
+    return 0
+
+
+def find_run(word: str) -> Path:
+    """Return the folder that a word names: a path, or a name below the output root.
+
+    Raises:
+        ConfigError: there is no run; the nearest name is given.
+    """
+    for folder in (Path(word), outputs_root() / word):
+        if (folder / "config.yaml").is_file():
+            return folder
+    names = [path.parent.name for path in outputs_root().glob("*/config.yaml")]
+    raise ConfigError(
+        f"evaluate: {word} is not a run folder{did_you_mean(word, names)}; a run folder holds "
+        "config.yaml"
+    )
+
+
+def with_overrides(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """Return the configuration with `key=value` and `group=option` words applied to it.
+
+    Raises:
+        ConfigError: a word is not of that form, or names a setting that does not exist.
+    """
+    changed = OmegaConf.create(config)
+    for word in overrides:
+        key, equals, value = word.partition("=")
+        if not equals or key[:1] in "+~":
+            raise ConfigError(f"{word}: not an override; write key=value")
+        if key in GROUPS:
+            changed[key] = compose_job([word])[key]
+            changed["choices"][key] = value
+        elif OmegaConf.select(changed, key, default=changed) is changed:
+            raise ConfigError(f"{key}: no such setting in the run's config.yaml")
+        else:
+            changed.merge_with_dotlist([word])
+    return OmegaConf.to_container(changed)  # pyright: ignore[reportReturnType]
+
+
+def _chosen_steps(folder: Path, most: int) -> int:
+    finished = read_outcome(folder)
+    chosen = (finished or {}).get("chosen", {}).get("steps", most)
+    return min(int(chosen), most)

@@ -1,0 +1,74 @@
+"""Where a run computes: device, precision, threads, and how many tasks at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+
+from metarun.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """A resolved choice; `describe` goes into every outcome."""
+
+    device: torch.device
+    dtype: torch.dtype
+    batching: Literal["loop", "vmap"]
+    chunk: int
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a reader needs to judge timings and repeat bits."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        return {
+            "device": str(self.device),
+            "name": name,
+            "threads": torch.get_num_threads(),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "batching": self.batching,
+            "chunk": self.chunk,
+        }
+
+
+def hardware(
+    *,
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")],
+    dtype: Literal["float32", "float64"],
+    threads: Annotated[int, Field(ge=1)] | None,
+    batching: Literal["auto", "loop", "vmap"],
+    chunk: Annotated[int, Field(ge=1)] | None,
+) -> Hardware:
+    """Resolve the choices on this machine.
+
+    `auto` batching is `vmap`, in chunks of at most 64 tasks on a CPU, where larger ones only
+    leave the cache, and of any size on a GPU.
+
+    Raises:
+        ConfigError: the device is not there.
+    """
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(
+            f"hardware.device: {device} was asked for and torch {torch.__version__} sees no GPU; "
+            "use hardware.device=cpu or auto"
+        )
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    found = torch.device(device)
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"hardware.device: {device} was asked for and there are "
+            f"{torch.cuda.device_count()} GPUs, counted from cuda:0"
+        )
+    if threads is not None:
+        torch.set_num_threads(threads)
+    how: Literal["loop", "vmap"] = "vmap" if batching == "auto" else batching
+    most = 64 if found.type == "cpu" else 1 << 30
+    return Hardware(
+        device=found,
+        dtype=torch.float32 if dtype == "float32" else torch.float64,
+        batching=how,
+        chunk=1 if how == "loop" else chunk or most,
+    )

@@ -1,0 +1,130 @@
+"""What a run found and what it cost, as the plain values of `outcome.json`."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metarun import __version__, statistics
+from metarun.assemble import Experiment
+from metarun.cost import count, peak_memory_bytes
+from metarun.evaluate import Chosen, Scores
+from metarun.problem import Meta
+from metarun.state import State
+from metarun.train import summary
+
+
+def task_list(experiment: Experiment) -> str:
+    """Return a SHA-256 over the test tasks' tensors; runs that share it can be paired.
+
+    The first tasks stand for all: every one is a function of the same few numbers, which are
+    hashed as well.
+    """
+    test, shape = experiment.test, experiment.task
+    digest = hashlib.sha256()
+    words = [test.seed, test.tasks, shape.ways, shape.shots, shape.test_queries]
+    digest.update(" ".join(map(str, words)).encode())
+    some = experiment.tasks("test", 0, min(test.tasks, 25))
+    for tensor in (some.support_x, some.support_y, some.query_x, some.query_y, some.mode):
+        digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str | None]:
+    """Return what the bits of a result may depend on."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "metarun": __version__,
+        "git": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    here = Path(__file__).resolve().parent
+    if not (here.parent / ".git").exists():
+        return None  # installed, not a checkout; the folder above may be another project's
+    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+def outcome(
+    experiment: Experiment,
+    config: Mapping[str, Any],
+    name: str,
+    state: State,
+    chosen: Chosen,
+    scores: Scores,
+    flops: int,
+) -> dict[str, Any]:
+    """Return everything that `outcome.json` says of a run that ended well."""
+    choices, shape = config["choices"], experiment.task
+    return {
+        "status": "done",
+        "exit_code": 0,
+        "name": name,
+        **{key: choices[key] for key in ("algo", "dataset", "model")},
+        "seed": experiment.seed,
+        "shape": {"ways": shape.ways, "shots": shape.shots, "test_queries": shape.test_queries},
+        "test": summary(scores, chosen.steps),
+        "chosen": {"steps": chosen.steps, **chosen.rates},
+        "task_list": task_list(experiment),
+        "normalisation": experiment.normalisation(),
+        "budget": {"unit": experiment.budget.unit, "total": experiment.budget.total},
+        "cost": _cost(experiment, state, flops),
+        "clusters": _clusters(experiment, state.meta, scores, chosen.steps),
+        "divergence": {"skipped_steps": state.skipped, "dropped_tasks": state.dropped},
+        "versions": versions(),
+        "hardware": experiment.hardware.describe() | {"chunk_found": state.chunk},
+    }
+
+
+def _cost(experiment: Experiment, state: State, flops: int) -> dict[str, Any]:
+    batch = experiment.outer.batch
+    return {
+        "meta_steps": state.step,
+        "examples": state.step * experiment.examples_a_step(),
+        "train_seconds": state.seconds,
+        "tasks_per_second": state.step * batch / state.seconds if state.seconds else 0.0,
+        "flops_per_meta_step": flops,
+        "flops_total": flops * state.step,
+        "peak_memory_bytes": peak_memory_bytes(experiment.hardware.device),
+        "parameters": sum(p.numel() for p in experiment.problem.model.parameters()),
+        "meta_parameters": count(state.meta) if experiment.algorithm.meta_grad else 0,
+    }
+
+
+def _clusters(
+    experiment: Experiment, meta: Meta, scores: Scores, step: int
+) -> dict[str, Any] | None:
+    modes = experiment.source.modes
+    per_mode = {
+        name: {"mean": float(rows.mean()), "tasks": len(rows)}
+        for index, name in enumerate(modes)
+        if len(rows := scores.values[scores.mode == index, step])
+    }
+    if scores.assignment is None:
+        return {"modes": list(modes), "per_mode": per_mode} if len(modes) > 1 else None
+    assigned, truth = scores.assignment.numpy(), scores.mode.numpy()
+    starts = next(iter(meta["params"].values())).shape[0]
+    usage = torch.bincount(scores.assignment, minlength=starts).double() / len(assigned)
+    return {
+        "modes": list(modes),
+        "per_mode": per_mode,
+        "usage": usage.tolist(),
+        "effective": statistics.effective_clusters(usage.numpy()),
+        "purity": statistics.purity(truth, assigned),
+        "nmi": statistics.nmi(truth, assigned),
+        "ari": statistics.ari(truth, assigned),
+        "confusion": statistics.contingency(truth, assigned).tolist(),
+    }

@@ -1,0 +1,103 @@
+"""The outer optimiser: how a meta-gradient moves the meta-parameters."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from metarun.problem import Meta
+from metarun.settings import Outer
+
+Moments = dict[str, Tensor]  # "group/name/moment"
+
+
+class OuterOptimizer:
+    """A torch optimiser over named meta-parameters, which it moves in place."""
+
+    def __init__(self, settings: Outer, meta: Meta) -> None:
+        self.settings = settings
+        self.meta = meta
+        self.names = [f"{group}/{name}" for group, params in meta.items() for name in params]
+        self.values = [value for params in meta.values() for value in params.values()]
+        self.torch = _optimizer(settings, self.values)
+
+    def step(self, gradient: Meta, shift: Meta, done: float) -> None:
+        """Move by the gradient and add the shift; `done` is the spent fraction of the budget."""
+        for name, value in zip(self.names, self.values, strict=True):
+            group, _, leaf = name.partition("/")
+            value.grad = gradient.get(group, {}).get(leaf)
+        for options in self.torch.param_groups:
+            options["lr"] = learning_rate(self.settings, done)
+        self.torch.step()
+        for group, params in shift.items():
+            for name, value in params.items():
+                self.meta[group][name] += value
+        for value in self.values:
+            value.grad = None
+
+    def moments(self) -> Moments:
+        """Return the optimiser's state as named tensors."""
+        state = self.torch.state_dict()["state"]
+        return {
+            f"{self.names[index]}/{key}": torch.as_tensor(value)
+            for index, moments in state.items()
+            for key, value in moments.items()
+            if value is not None
+        }
+
+    def restore(self, moments: Moments) -> None:
+        """Take back what `moments` gave."""
+        indices = {name: index for index, name in enumerate(self.names)}
+        state: dict[int, dict[str, Tensor]] = {}
+        for path, value in moments.items():
+            name, _, key = path.rpartition("/")
+            state.setdefault(indices[name], {})[key] = value
+        groups = self.torch.state_dict()["param_groups"]
+        self.torch.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _optimizer(settings: Outer, values: list[Tensor]) -> torch.optim.Optimizer:
+    lr, decay = settings.lr, settings.weight_decay
+    match settings.optimizer:
+        case "adam":
+            return torch.optim.Adam(values, lr=lr, eps=settings.eps, weight_decay=decay)
+        case "adamw":
+            return torch.optim.AdamW(values, lr=lr, eps=settings.eps, weight_decay=decay)
+        case "sgd":
+            return torch.optim.SGD(values, lr=lr, momentum=settings.momentum, weight_decay=decay)
+        case "rmsprop":
+            return torch.optim.RMSprop(
+                values, lr=lr, eps=settings.eps, momentum=settings.momentum, weight_decay=decay
+            )
+
+
+def learning_rate(settings: Outer, done: float) -> float:
+    """Return the outer rate when the fraction `done` of the budget is spent."""
+    done = min(max(done, 0.0), 1.0)
+    span = settings.lr - settings.lr_min
+    match settings.schedule:
+        case "constant":
+            return settings.lr
+        case "linear":
+            return settings.lr - span * done
+        case "cosine":
+            return settings.lr_min + 0.5 * span * (1 + math.cos(math.pi * done))
+
+
+def gradient_norm(gradient: Meta) -> Tensor:
+    """Return the Euclidean norm over all meta-parameters, a scalar."""
+    norms = [value.norm() for params in gradient.values() for value in params.values()]
+    return torch.stack(norms).norm()
+
+
+def clipped(gradient: Meta, norm: Tensor, largest: float | None) -> Meta:
+    """Scale the gradient so that its norm is at most `largest`."""
+    if largest is None or float(norm) <= largest:
+        return gradient
+    factor = largest / float(norm)
+    return {
+        group: {name: value * factor for name, value in params.items()}
+        for group, params in gradient.items()
+    }

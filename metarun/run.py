@@ -1,0 +1,197 @@
+"""One run, from a checked configuration to its outcome; stopped anywhere, it goes on from there."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from metarun import console, plots, tracking
+from metarun.assemble import Experiment, assemble
+from metarun.config import Checked, check
+from metarun.cost import flops_per_meta_step
+from metarun.data.fetch import data_root
+from metarun.errors import MetarunError
+from metarun.evaluate import Scores, choose
+from metarun.files import folder_lock, prepare_folder, write_atomic
+from metarun.outcome import outcome, versions
+from metarun.paths import config_digest, refuse_other_run
+from metarun.problem import Meta
+from metarun.records import Records, masked, merged, read
+from metarun.signals import Stop, stop_requests
+from metarun.state import State, Vault
+from metarun.train import summary, train
+
+DONE = "done"
+
+
+def run_job(config: dict[str, Any], folder: Path) -> int:
+    """Run, or go on with, or report as complete, the run of a configuration; return the exit code.
+
+    Every failure that the user can act on is one line on standard error.
+    """
+    try:
+        checked = check(config)
+        with stop_requests() as stop:
+            return _run(config, checked, folder, stop)
+    except MetarunError as error:
+        console.error(str(error))
+        return error.exit_code
+
+
+def _run(config: dict[str, Any], checked: Checked, folder: Path, stop: Stop) -> int:
+    finished = read_outcome(folder)
+    if finished is not None and finished["status"] == DONE:
+        refuse_other_run(folder, read_config(folder), config)
+        console.say(f"already complete: {folder}")
+        console.outcome(finished)
+        return 0
+    experiment = assemble(checked, data_root())
+    stop.check()
+    prepare_folder(folder)
+    with folder_lock(folder):
+        if (folder / "config.yaml").exists():
+            refuse_other_run(folder, read_config(folder), config)
+        write_atomic(folder / "config.yaml", OmegaConf.to_yaml(masked(config)).encode())
+        with Records(folder) as records:
+            run = _Run(experiment, config, folder, records, stop)
+            try:
+                return run.through(checked)
+            except MetarunError as error:
+                run.ended(error)
+                raise
+
+
+def read_outcome(folder: Path) -> dict[str, Any] | None:
+    """Return a run's outcome, or None when it has none yet."""
+    path = folder / "outcome.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the resolved configuration that a run was started with."""
+    return OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))  # pyright: ignore
+
+
+class _Run:
+    """A run in progress: where training's words go, and the order of its parts."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        config: Mapping[str, Any],
+        folder: Path,
+        records: Records,
+        stop: Stop,
+    ) -> None:
+        self.experiment, self.config, self.folder = experiment, config, folder
+        self.records, self.stop = records, stop
+        self.vault = Vault(folder, config, experiment)
+        self.show: console.Show | None = None
+        self.last: dict[str, float] = {}
+
+    def through(self, checked: Checked) -> int:
+        """Train, choose on validation, test, and write the outcome."""
+        experiment = self.experiment
+        state, begun = self.vault.restore(), bool(read(self.folder))
+        self.records.write("resumed" if begun else "start", state.step, self._start())
+        notice = tracking.start_mirror(self.folder, checked.tracking)
+        if notice:
+            console.say(notice)
+        flops = flops_per_meta_step(experiment, state.meta)
+        with console.progress(self.folder.name, 1.0, "budget") as self.show:
+            state = train(experiment, state, self, self.stop, flops)
+        meta = self.vault.best() if experiment.algorithm.meta_grad else state.meta
+        settings = experiment.validation
+
+        def validate(candidate: Meta) -> Scores:
+            return experiment.evaluate(
+                candidate, "validation", settings.tasks, settings.steps, self.stop
+            )
+
+        chosen, meta = choose(experiment.algorithm, meta, validate)
+        test = experiment.test
+        scores = experiment.evaluate(meta, "test", test.tasks, test.steps, self.stop)
+        state.meta = meta
+        self.vault.save_best(state, {"steps": chosen.steps, **chosen.rates})
+        self.records.write("test", state.step, summary(scores, chosen.steps))
+        found = outcome(experiment, self.config, self.folder.name, state, chosen, scores, flops)
+        self._publish(found, scores)
+        console.outcome(found)
+        return 0
+
+    def ended(self, error: MetarunError) -> None:
+        """Write down how a run ended that did not end well, as far as storage allows."""
+        figures = {"status": error.status, "exit_code": error.exit_code, "reason": str(error)}
+        try:
+            self.records.write("end", 0, figures)
+            self.records.sync()
+            choices = {key: self.config["choices"][key] for key in ("algo", "dataset", "model")}
+            found = {**figures, "name": self.folder.name, **choices, "seed": self.experiment.seed}
+            write_atomic(self.folder / "outcome.json", _json(found))
+        except MetarunError:
+            return  # the first failure is the one to report
+
+    def record(self, kind: str, step: int, figures: dict[str, Any]) -> None:
+        """Append to the records."""
+        self.records.write(kind, step, figures)
+        if kind == "validate":
+            metric = next(iter(figures))
+            self.last[f"validation {metric}"] = figures[metric]["mean"]
+
+    def progress(self, done: float, figures: dict[str, float]) -> None:
+        """Show how far training is."""
+        if self.show is not None:
+            shown = {"loss": figures["loss"], "tasks/s": figures["tasks_per_second"]}
+            self.show(min(done, 1.0), shown | self.last)
+
+    def save(self, state: State) -> None:
+        """Write a checkpoint to go on from, records first."""
+        self.records.sync()
+        self.vault.save(state)
+
+    def save_best(self, state: State) -> None:
+        """Keep these meta-parameters as the best on validation."""
+        self.vault.save_best(state)
+
+    def _start(self) -> dict[str, Any]:
+        return {
+            "config": self.config,
+            "config_digest": config_digest(self.config),
+            "versions": versions(),
+            "hardware": self.experiment.hardware.describe(),
+        }
+
+    def _publish(self, found: dict[str, Any], scores: Scores) -> None:
+        arrays: dict[str, Any] = {
+            "task": np.arange(len(scores.values)),
+            scores.metric: scores.values.numpy(),
+            "mode": scores.mode.numpy(),
+        }
+        if scores.assignment is not None:
+            arrays["assignment"] = scores.assignment.numpy()
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        write_atomic(self.folder / "scores.npz", buffer.getvalue())
+        curve = found["test"][scores.metric]
+        plots.adaptation(
+            curve["by_step"],
+            curve["ci95_by_step"],
+            scores.metric,
+            f"{found['algo']} on {found['dataset']}",
+            self.folder / "adaptation.png",
+        )
+        plots.training(merged(read(self.folder)), scores.metric, self.folder / "training.png")
+        end = {"status": DONE, "exit_code": 0}
+        self.records.write("end", found["cost"]["meta_steps"], end)
+        self.records.sync()
+        write_atomic(self.folder / "outcome.json", _json(found))
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(masked(value), indent=2, allow_nan=False) + "\n").encode()

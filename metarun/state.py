@@ -1,0 +1,109 @@
+"""Where training stands, and the checkpoints that keep it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from metarun import checkpoint, console
+from metarun.assemble import Experiment
+from metarun.outer import Moments
+from metarun.paths import config_digest, flat
+from metarun.problem import Meta
+
+COUNTERS = ("step", "seconds", "best", "skipped", "skipped_in_a_row", "dropped", "chunk")
+
+
+@dataclass
+class State:
+    """Where training stands; all that going on from here needs, for tasks have no state."""
+
+    meta: Meta
+    moments: Moments = field(default_factory=dict[str, Tensor])  # of the outer optimiser
+    step: int = 0
+    seconds: float = 0.0  # of training alone, validation and checkpoints excluded
+    best: float | None = None  # goodness on validation
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    dropped: int = 0
+    chunk: int | None = None  # found to fit into memory
+
+
+class Vault:
+    """The checkpoints of one run: the newest to go on from, and the best on validation."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], experiment: Experiment) -> None:
+        self.folder = folder / "checkpoints"
+        self.config, self.digest = flat(config), config_digest(config)
+        self.experiment = experiment
+
+    def save(self, state: State) -> None:
+        """Write everything that going on needs."""
+        moments = {f"moments/{key}": value for key, value in state.moments.items()}
+        self._write(state, checkpoint.step_name(state.step), moments, {})
+
+    def save_best(self, state: State, chosen: Mapping[str, Any] | None = None) -> None:
+        """Keep the meta-parameters as the best, with what validation chose for them."""
+        self._write(state, checkpoint.BEST, {}, {"chosen": dict(chosen)} if chosen else {})
+
+    def restore(self) -> State:
+        """Return the newest valid state, or that before training where there is none.
+
+        Raises:
+            CheckpointError: all are damaged, or another configuration wrote them.
+        """
+        device = self.experiment.hardware.device
+        found = checkpoint.newest(self.folder, device) if self.folder.is_dir() else None
+        if found is None:
+            return State(self.experiment.initial())
+        if found.notice:
+            console.warn(found.notice)
+        checkpoint.check_config(found.meta, self.digest, self.config)
+        state = found.meta["state"]
+        console.say(f"going on from meta-step {state['step']}")
+        moments = {
+            key.removeprefix("moments/"): value
+            for key, value in found.tensors.items()
+            if key.startswith("moments/")
+        }
+        return State(_meta(found.tensors), moments, **state)
+
+    def best(self) -> Meta:
+        """Return the meta-parameters that were best on validation.
+
+        Raises:
+            CheckpointError: missing, damaged, or written by another configuration.
+        """
+        path = self.folder / f"{checkpoint.BEST}{checkpoint.SUFFIX}"
+        tensors, meta = checkpoint.load(path, self.experiment.hardware.device)
+        checkpoint.check_config(meta, self.digest, self.config)
+        return _meta(tensors)
+
+    def _write(
+        self, state: State, name: str, more: Mapping[str, Tensor], facts: Mapping[str, Any]
+    ) -> None:
+        tensors = {
+            f"meta/{group}/{leaf}": value
+            for group, params in state.meta.items()
+            for leaf, value in params.items()
+        }
+        counters = {key: getattr(state, key) for key in COUNTERS}
+        meta = {"config_digest": self.digest, "config": self.config, "state": counters, **facts}
+        keep = self.experiment.checkpoints.keep
+        saved = checkpoint.save(self.folder, name, {**tensors, **more}, meta, keep)
+        if saved.notice:
+            console.warn(saved.notice)
+
+
+def _meta(tensors: Mapping[str, Tensor]) -> Meta:
+    meta: Meta = {}
+    for key, value in tensors.items():
+        kind, _, rest = key.partition("/")
+        if kind == "meta":
+            group, _, name = rest.partition("/")
+            meta.setdefault(group, {})[name] = value
+    return meta

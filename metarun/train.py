@@ -1,0 +1,175 @@
+"""The outer loop: tasks, meta-gradient, guard, optimiser, record, checkpoint."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from metarun.assemble import Experiment
+from metarun.chunks import in_chunks
+from metarun.divergence import diagnose, is_finite, without_bad_tasks
+from metarun.errors import DivergedError
+from metarun.estimators import MetaGradient
+from metarun.evaluate import Scores
+from metarun.outer import OuterOptimizer, clipped, gradient_norm
+from metarun.signals import Stop
+from metarun.state import State
+from metarun.tasks import Tasks
+
+
+class Log(Protocol):
+    """Where training says what happens; the run keeps it."""
+
+    def record(self, kind: str, step: int, figures: dict[str, Any]) -> None:
+        """Append to the truth about the run."""
+        ...
+
+    def progress(self, done: float, figures: dict[str, float]) -> None:
+        """Show how far it is."""
+        ...
+
+    def save(self, state: State) -> None:
+        """Write a checkpoint to go on from."""
+        ...
+
+    def save_best(self, state: State) -> None:
+        """Keep these meta-parameters as the best on validation."""
+        ...
+
+
+def train(experiment: Experiment, state: State, log: Log, stop: Stop, flops_a_step: float) -> State:
+    """Train until the budget is spent, from wherever `state` stands; return the last state.
+
+    Raises:
+        DivergedError: a number stopped being finite and the policy or its limit says stop.
+        PreemptedError, KeyboardStopError: asked to stop; a checkpoint was written.
+    """
+    algorithm, validation = experiment.algorithm, experiment.validation
+    if algorithm.meta_grad is None:
+        return state
+    optimizer = OuterOptimizer(experiment.outer, state.meta)
+    optimizer.restore(state.moments)
+    every = max(1, validation.every // 25)
+    while (done := spent(experiment, state, flops_a_step)) < 1:
+        try:
+            stop.check()
+        except Exception:
+            log.save(with_moments(state, optimizer))
+            raise
+        begun = time.perf_counter()
+        tasks = experiment.batch(state.step)
+        found, norm = _meta_gradient(experiment, state, tasks, log)
+        if found is not None:
+            gradient = clipped(found.gradient, norm, experiment.outer.clip)
+            optimizer.step(gradient, found.shift, done)
+        state.step += 1
+        state.seconds += time.perf_counter() - begun
+        due = state.step % validation.every == 0
+        if found is not None and (state.step % every == 0 or state.step == 1):
+            figures = _figures(experiment, state, found, norm)
+            log.record("train", state.step, figures)
+            log.progress(spent(experiment, state, flops_a_step), figures)
+        if due:
+            validate(experiment, state, log, stop)
+        if state.step % experiment.checkpoints.every == 0 or due:
+            log.save(with_moments(state, optimizer))
+    if state.step % validation.every:
+        validate(experiment, state, log, stop)
+    log.save(with_moments(state, optimizer))
+    return state
+
+
+def with_moments(state: State, optimizer: OuterOptimizer) -> State:
+    """Put the optimiser's moments into the state, for a checkpoint."""
+    state.moments = optimizer.moments()
+    return state
+
+
+def spent(experiment: Experiment, state: State, flops_a_step: float) -> float:
+    """Return the fraction of the budget that is spent."""
+    used = {
+        "meta_steps": state.step,
+        "examples": state.step * experiment.examples_a_step(),
+        "flops": state.step * flops_a_step,
+        "seconds": state.seconds,
+    }
+    return used[experiment.budget.unit] / experiment.budget.total
+
+
+def validate(experiment: Experiment, state: State, log: Log, stop: Stop) -> Scores:
+    """Score the fixed validation tasks; keep the meta-parameters when they are the best so far."""
+    settings = experiment.validation
+    scores = experiment.evaluate(state.meta, "validation", settings.tasks, settings.steps, stop)
+    step = scores.best_step()
+    log.record("validate", state.step, summary(scores, step))
+    goodness = scores.goodness(step)
+    if state.best is None or goodness > state.best:
+        state.best = goodness
+        log.save_best(state)
+    return scores
+
+
+def summary(scores: Scores, step: int) -> dict[str, Any]:
+    """Return mean, 95 % interval and adaptation curve, under the metric's name."""
+    values = scores.values
+    half = 1.96 * values.std(0) / len(values) ** 0.5
+    means = values.mean(0)
+    return {
+        scores.metric: {
+            "mean": float(means[step]),
+            "ci95": float(half[step]),
+            "tasks": len(values),
+            "step": step,
+            "by_step": means.tolist(),
+            "ci95_by_step": half.tolist(),
+        }
+    }
+
+
+def _meta_gradient(
+    experiment: Experiment, state: State, tasks: Tasks, log: Log
+) -> tuple[MetaGradient | None, Tensor]:
+    algorithm, outer = experiment.algorithm, experiment.outer
+    assert algorithm.meta_grad is not None
+    chunk = state.chunk or experiment.hardware.chunk
+    found, fitted = in_chunks(algorithm.meta_grad, state.meta, tasks, state.step, chunk)
+    if fitted < min(chunk, len(tasks)):
+        state.chunk = fitted
+    norm = gradient_norm(found.gradient)
+    if is_finite(found, norm):
+        state.skipped_in_a_row = 0
+        return found, norm
+    what = diagnose(algorithm, state.meta, tasks, found, state.step, experiment.validation.steps)
+    figures = {"tasks": what.tasks, "inner_step": what.inner_step, "tensor": what.tensor}
+    log.record("diverged", state.step, {"policy": outer.on_divergence, **figures})
+    if outer.on_divergence == "raise":
+        raise what.error()
+    if outer.on_divergence == "drop_tasks":
+        kept, bad = without_bad_tasks(algorithm, state.meta, tasks, state.step)
+        if kept is not None:
+            state.dropped += len(bad)
+            state.skipped_in_a_row = 0
+            return kept, gradient_norm(kept.gradient)
+    state.skipped += 1
+    state.skipped_in_a_row += 1
+    if state.skipped_in_a_row > outer.max_skips:
+        raise DivergedError(
+            f"{what.error()}; {state.skipped_in_a_row} meta-steps in a row were skipped, and "
+            f"outer.max_skips is {outer.max_skips}"
+        )
+    return None, norm
+
+
+def _figures(
+    experiment: Experiment, state: State, found: MetaGradient, norm: Tensor
+) -> dict[str, Any]:
+    figures = {name: float(value.double().mean()) for name, value in found.figures.items()}
+    return {
+        "loss": float(found.losses.double().mean()),
+        "grad_norm": float(norm),
+        "seconds": state.seconds,
+        "tasks_per_second": state.step * experiment.outer.batch / max(state.seconds, 1e-9),
+        **figures,
+    }

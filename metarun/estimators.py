@@ -16,7 +16,8 @@ from metarun.inner import Learner, inner_step, leaves, meta_leaves, over_tasks
 from metarun.problem import Meta, Params, Problem
 from metarun.tasks import Tasks
 
-Estimator = Literal["recompute", "unrolled", "first_order"]
+Estimator = Literal["adjoint", "recompute", "unrolled", "first_order"]
+KEPT = 5  # steps whose graphs the adjoint keeps: typical loops whole, long ones in flat memory
 _NO_FIGURES: dict[str, Tensor] = {}
 _NO_SHIFT: Meta = {}
 
@@ -34,10 +35,20 @@ MetaGrad = Callable[[Meta, Tasks, int], MetaGradient]  # meta-parameters, tasks,
 
 
 def estimate(estimator: Estimator, problem: Problem, learner: Learner, steps: int) -> MetaGrad:
-    """Return the meta-gradient of adapt-then-query by the named estimator."""
-    if estimator == "unrolled":
-        return unrolled(problem, learner, steps)
-    return recompute(problem, learner, steps, last=steps if estimator == "recompute" else 0)
+    """Return the meta-gradient of adapt-then-query by the named estimator.
+
+    The first three are exact and equal: `adjoint` keeps the graphs of the last few steps,
+    `recompute` of one, `unrolled` builds one graph of all.
+    """
+    match estimator:
+        case "unrolled":
+            return unrolled(problem, learner, steps)
+        case "adjoint":
+            return adjoint(problem, learner, steps, last=steps, kept=KEPT)
+        case "recompute":
+            return adjoint(problem, learner, steps, last=steps, kept=1)
+        case "first_order":
+            return adjoint(problem, learner, steps, last=0, kept=0)
 
 
 def query_losses(problem: Problem, params: Params, tasks: Tasks) -> Tensor:
@@ -49,7 +60,7 @@ def query_losses(problem: Problem, params: Params, tasks: Tasks) -> Tensor:
 def unrolled(problem: Problem, learner: Learner, steps: int) -> MetaGrad:
     """Differentiate through one graph of the whole inner loop: exact, memory linear in steps.
 
-    Finn et al., 2017, arXiv:1703.03400, equation 1 and algorithm 1. The oracle of `recompute`.
+    Finn et al., 2017, arXiv:1703.03400, equation 1 and algorithm 1. The oracle of `adjoint`.
     """
 
     def meta_grad(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
@@ -66,14 +77,14 @@ def unrolled(problem: Problem, learner: Learner, steps: int) -> MetaGrad:
     return meta_grad
 
 
-def recompute(problem: Problem, learner: Learner, steps: int, *, last: int) -> MetaGrad:
+def adjoint(problem: Problem, learner: Learner, steps: int, *, last: int, kept: int) -> MetaGrad:
     """Pull the query gradient back one inner step at a time, through the `last` steps exactly.
 
-    The inner loop runs without a graph and keeps its parameters; each step is then run again
-    for its own vector-Jacobian product, so memory grows by one parameter set a step instead of
-    by one graph. `last=steps` is exact; `last=0` is first order (FOMAML): the inner gradients
-    are constants, which leaves learned rates their gradient and never builds a second-order
-    graph; in between is truncation. The last step's graph is kept, not built twice.
+    The inner loop keeps the parameters of each step and the graphs of the last `kept`; an
+    earlier step is run again for its own vector-Jacobian product, so that memory grows by one
+    parameter set a step instead of by one graph. `last=steps` is exact; `last=0` is first order
+    (FOMAML): the inner gradients are constants, which leaves learned rates their gradient and
+    never builds a second-order graph; in between is truncation.
     """
 
     def meta_grad(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
@@ -89,7 +100,7 @@ def recompute(problem: Problem, learner: Learner, steps: int, *, last: int) -> M
             trace: list[tuple[Params, Params | None]] = []
             for k in range(steps):
                 exact = k >= steps - last
-                keep = not exact or k == steps - 1  # a first-order step's graph is its update's
+                keep = not exact or k >= steps - kept  # a first-order graph is the update's own
                 after = advance(k, params, exact and keep)
                 trace.append((params, after if keep else None))
                 params = leaves(after)
@@ -98,27 +109,22 @@ def recompute(problem: Problem, learner: Learner, steps: int, *, last: int) -> M
             for k in reversed(range(steps)):
                 before, after = trace.pop()
                 after = after or advance(k, before, True)
-                pull = _pull_back(learner, before, after, pull, total)
-            total.add(
-                torch.autograd.grad(
-                    list(first.values()), total.leaves, list(pull.values()), allow_unused=True
-                )
-            )
+                pull = _through_step(learner, before, after, pull, total)
+            total.add(pull_back(list(first.values()), total.leaves, list(pull.values())))
         return MetaGradient(total.gradient(), losses.detach())
 
     return meta_grad
 
 
-def _pull_back(
+def _through_step(
     learner: Learner, before: Params, after: Params, pull: Params, total: MetaSum
 ) -> Params:
     """Return the pull on a step's input, given the pull on its output; add the meta part."""
     moved = [name for name in after if name in learner.adapted]
-    grads: Sequence[Tensor | None] = torch.autograd.grad(
+    grads = pull_back(
         [after[name] for name in moved],
         [*before.values(), *total.leaves],
         [pull[name] for name in moved],
-        allow_unused=True,
     )
     total.add(grads[len(before) :])
     back: Params = {}
@@ -128,6 +134,13 @@ def _pull_back(
         else:
             back[name] = pull[name] if grad is None else pull[name] + grad
     return back
+
+
+def pull_back(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], pulls: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """Return the vector-Jacobian product for each input; None where no output depends on it."""
+    return list(torch.autograd.grad(outputs, inputs, pulls, allow_unused=True))
 
 
 def _zip(params: Params, values: Sequence[Tensor]) -> Params:

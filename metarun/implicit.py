@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from metarun.estimators import MetaGrad, MetaGradient, MetaSum, query_losses
+from metarun.estimators import MetaGrad, MetaGradient, MetaSum, pull_back, query_losses
 from metarun.inner import Learner, adapt, leaves, meta_leaves, over_tasks
-from metarun.problem import Meta, Params, Problem
+from metarun.problem import Meta, Problem
 from metarun.tasks import Tasks
 
 Vector = list[Tensor]  # one [T, ...] tensor a parameter
@@ -83,10 +84,7 @@ def implicit(
     def meta_grad(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
         meta, support = meta_leaves(meta), (tasks.support_x, tasks.support_y)
         total = MetaSum(meta)
-        final: Params = {}
-        for final in adapt(learner, meta, *support, steps):
-            pass
-        params = leaves(final)
+        params = leaves(deque(adapt(learner, meta, *support, steps), maxlen=1)[0])
         adapted = [value for name, value in params.items() if name in learner.adapted]
         held = {name: value for name, value in params.items() if name not in learner.adapted}
         with torch.enable_grad():
@@ -101,22 +99,16 @@ def implicit(
                 return [h + damping * v for h, v in zip(image, vector, strict=True)]
 
             solution, residual = conjugate_gradient(product, pull, cg_steps, cg_tolerance)
-            mixed: Sequence[Tensor | None] = torch.autograd.grad(
-                gradient,
-                [*total.leaves, *held.values()],
-                [-s / len(tasks) for s in solution],
-                allow_unused=True,
-            )
+            scaled = [-part / len(tasks) for part in solution]
+            mixed = pull_back(gradient, [*total.leaves, *held.values()], scaled)
             total.add(mixed[: len(total.leaves)])
             if held:  # they act directly, and through the solution
                 first = learner.start(meta, *support)
-                indirect = mixed[len(total.leaves) :]
                 pulls = [
-                    d / len(tasks) + (0 if i is None else i)
-                    for d, i in zip(direct[len(adapted) :], indirect, strict=True)
+                    d / len(tasks) if i is None else d / len(tasks) + i
+                    for d, i in zip(direct[len(adapted) :], mixed[len(total.leaves) :], strict=True)
                 ]
-                outputs = [first[name] for name in held]
-                total.add(torch.autograd.grad(outputs, total.leaves, pulls, allow_unused=True))
+                total.add(pull_back([first[name] for name in held], total.leaves, pulls))
         left = _norm([g.detach() for g in gradient])
         with torch.no_grad():
             begun = learner.start(meta, *support)

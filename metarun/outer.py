@@ -87,9 +87,13 @@ def learning_rate(settings: Outer, done: float) -> float:
 
 
 def gradient_norm(gradient: Meta) -> Tensor:
-    """Return the Euclidean norm over all meta-parameters, a scalar."""
-    norms = [value.norm() for params in gradient.values() for value in params.values()]
-    return torch.stack(norms).norm()
+    """Return the Euclidean norm over all meta-parameters, a scalar in float64.
+
+    By sums, whose order is fixed; the bits of torch's own vector norm change with where in memory
+    a tensor happens to lie.
+    """
+    squares = [v.double().square().sum() for params in gradient.values() for v in params.values()]
+    return torch.stack(squares).sum().sqrt()
 
 
 def clipped(gradient: Meta, norm: Tensor, largest: float | None) -> Meta:

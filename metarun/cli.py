@@ -1,0 +1,136 @@
+"""The command line: a verb, or whatever Hydra makes of it. Imports nothing heavy on its way."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from metarun import __version__
+from metarun.errors import ConfigError, MetarunError
+from metarun.nearest import did_you_mean
+
+if TYPE_CHECKING:
+    from hydra.conf import HydraConf
+    from omegaconf import DictConfig
+
+    from metarun.compose import Command
+
+VERBS = {
+    "compare": "metarun.compare:main",
+    "doctor": "metarun.doctor:main",
+    "evaluate": "metarun.evaluate_again:main",
+    "resume": "metarun.resume:main",
+    "sync": "metarun.tracking:sync_main",
+    "verify": "metarun.verify:main",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Carry out a command line, by default the process's; return the exit code.
+
+    A mistake of the user is one line on standard error, without a traceback.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        code = _dispatch(words)
+        sys.stdout.flush()
+        return code
+    except MetarunError as error:
+        print(f"metarun: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # as in `metarun --cfg job | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:  # before there was anything to write down
+        print("metarun: interrupted", file=sys.stderr)
+        return 130
+
+
+def _dispatch(words: list[str]) -> int:
+    if words == ["--version"]:
+        print(f"metarun {__version__}")
+        return 0
+    if {"--help", "-h"} & set(words) and not _is_verb(words[0]):
+        from metarun import help
+
+        print(help.text(words))
+        return 0
+    if words and _is_verb(words[0]):
+        return _verb(words[0])(words[1:])
+    from metarun.compose import compose, parse
+
+    command = parse(words)
+    if command.shows:
+        return _show(command)
+    composed = compose(command)
+    if composed.sweep:
+        from metarun import sweep
+
+        return sweep.run(command, composed)
+    return _run(command)
+
+
+def _is_verb(word: str) -> bool:
+    return word[:1].isalpha() and "=" not in word
+
+
+def _verb(name: str) -> Callable[[list[str]], int]:
+    if name not in VERBS:
+        raise ConfigError(
+            f"{name}: no such verb{did_you_mean(name, VERBS)}; there are {', '.join(VERBS)}, and a "
+            "run is asked for by settings such as algo=maml"
+        )
+    module, _, function = VERBS[name].partition(":")
+    return getattr(import_module(module), function)
+
+
+def _run(command: Command) -> int:
+    from hydra.core.hydra_config import HydraConfig
+
+    from metarun.compat import run_hydra
+    from metarun.compose import UNUSED, explaining, resolved
+
+    composed: list[tuple[DictConfig, HydraConf]] = []
+
+    def task(config: DictConfig) -> None:
+        composed.append((config, HydraConfig.get()))  # run below: Hydra would print our errors
+
+    with explaining(command):
+        words = [*command.flags, *command.overrides, *UNUSED]
+        run_hydra(task, command.folder, command.name, words)
+    ((job, node),) = composed
+    config = resolved(job, node.runtime.choices)
+    os.environ.update(node.job.env_set)
+    from metarun.config import check
+    from metarun.paths import outputs_root, run_name
+
+    check(config)
+    from metarun.run import run_job
+
+    return run_job(config, outputs_root() / run_name(config))
+
+
+def _show(command: Command) -> int:
+    """Let Hydra print what was asked for, all of it or a single line of complaint."""
+    from metarun.compat import run_hydra
+    from metarun.compose import UNUSED, explaining
+
+    def nothing(_: DictConfig) -> None:
+        raise AssertionError("nothing is run")
+
+    words = [*command.flags, *command.overrides, *([] if command.completes else UNUSED)]
+    shown, complaint = io.StringIO(), io.StringIO()
+    try:
+        with explaining(command), redirect_stdout(shown), redirect_stderr(complaint):
+            run_hydra(nothing, command.folder, command.name, words)
+    except SystemExit as stop:
+        if stop.code:
+            raise ConfigError(complaint.getvalue()) from None
+    sys.stderr.write(complaint.getvalue())
+    print(shown.getvalue(), end="")
+    return 0

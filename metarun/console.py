@@ -1,0 +1,265 @@
+"""All that metarun says: lines, tables, progress. Text is shown as it is, never as markup."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.padding import Padding
+from rich.progress_bar import ProgressBar
+from rich.table import Column, Table
+from rich.text import Text
+
+from metarun.report import tables, words
+from metarun.report.protocol import protocol, title
+from metarun.report.verdict import verdict
+
+if TYPE_CHECKING:
+    from metarun.report.result import Comparison, Section
+
+Show = Callable[[float, Mapping[str, float | str]], None]
+LIVE_S, PLAIN_S = 0.2, 10.0  # between two updates, on a terminal and elsewhere
+PLAINER = str.maketrans({words.DASH: "-", words.MINUS: "-", "…": "~"})
+COLOURS = {
+    **dict.fromkeys(("ok", "done", "Yes"), "green"),
+    **dict.fromkeys(
+        ("warn", "pending", "preempted", "running", "unfinished", "Not clear"), "yellow"
+    ),
+    **dict.fromkeys(("fail", "failed", "diverged", "damaged", "No"), "red"),
+}
+
+
+class _Stream:
+    """A text stream that takes any text; what it cannot encode is spelt out."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.encoding = getattr(stream, "encoding", None) or "utf-8"
+
+    def write(self, text: str) -> int:
+        if not self.encoding.lower().startswith("utf"):
+            text = text.replace("± ", "+-").translate(PLAINER)  # columns keep their width
+        seen = text.encode(self.encoding, "backslashreplace").decode(self.encoding)
+        return self._quietly(lambda: self.stream.write(seen)) or len(text)
+
+    def flush(self) -> None:
+        self._quietly(self.stream.flush)
+
+    def isatty(self) -> bool:
+        return self.stream.isatty()
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
+
+    def _quietly(self, act: Callable[[], int | None]) -> int | None:
+        try:
+            return act()
+        except BrokenPipeError:  # as in `metarun ... | head`: work goes on, unheard
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.stream.fileno())
+            os.close(null)
+            return None
+
+
+def console(stream: TextIO) -> Console:
+    """Return a console on a stream, made anew so that none outlives a change of streams."""
+    return Console(file=cast(TextIO, _Stream(stream)), markup=False, highlight=False, emoji=False)
+
+
+def say(what: str | RenderableType) -> None:
+    """Print a line or a table to standard output."""
+    _print(sys.stdout, _text(what, keep="\n") if isinstance(what, str) else what)
+
+
+def warn(text: str) -> None:
+    """Print one line of warning to standard error."""
+    _print(sys.stderr, Text.assemble(("metarun: warning: ", "yellow"), _text(text)))
+
+
+def error(text: str) -> None:
+    """Print one line on what went wrong to standard error."""
+    _print(sys.stderr, Text.assemble(("metarun: ", "red"), _text(text)))
+
+
+def outcome(found: Mapping[str, Any]) -> None:
+    """Print the result table of one run."""
+    say(outcome_table(found))
+
+
+def outcome_table(outcome: Mapping[str, Any]) -> Table:
+    """Return the result of one run, from outcome.json, with the protocol beside the numbers."""
+    facts = tables.of_run(outcome)
+    table = _titled(facts.caption, Column(style="dim", no_wrap=True), Column(overflow="fold"))
+    table.show_header = False
+    for name, value in facts.rows:
+        table.add_row(_text(name), _text(value))
+    return table
+
+
+def comparison_table(comparison: Comparison) -> RenderableType:
+    """Return the comparison: a table a section, its protocol, the verdict, and who is missing."""
+    parts: list[RenderableType] = [_text(line) for line in comparison.notices]
+    for section in comparison.sections:
+        parts += ["", Text(title(section), "bold"), _section_table(section), *_remarks(section)]
+    if comparison.left_out:
+        rows = [(x.name, x.status, x.reason) for x in comparison.left_out]
+        parts += ["", _states("Not in the comparison", ("Run", "State", "Why"), rows)]
+        parts += _paths([(x.name, x.folder) for x in comparison.left_out])
+    return Group(*parts)
+
+
+def sweep_table(rows: Sequence[tuple[str, str, str, str, str]]) -> RenderableType:
+    """Return a sweep's jobs: job, state, result, reason, log; an empty column is left out.
+
+    Logs stand below the table, whole, so that they can be copied.
+    """
+    table = _states("Sweep", ("Job", "State", "Result", "Reason"), [row[:4] for row in rows])
+    return Group(table, *_paths([(row[0], row[4]) for row in rows if row[4]]))
+
+
+def check_table(
+    caption: str, rows: Sequence[tuple[str, Literal["ok", "warn", "fail"], str]]
+) -> Table:
+    """Return a list of checks: name, ok, warn or fail, detail."""
+    return _states(caption, ("Check", "State", "Detail"), rows)
+
+
+@contextmanager
+def progress(description: str, total: float, unit: str) -> Generator[Show]:
+    """Yield `show(done, figures)`: a live line on a terminal, else a plain line every 10 s.
+
+    A total of 1 is shown as per cent of the unit. The terminal is restored however the block ends.
+    """
+    seen: list[tuple[float, float]] = []  # first and last (time, done): a resumed run starts late
+    last: dict[str, float | str] = {}
+    live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    screen = console(sys.stderr)
+    display = Live(console=screen, auto_refresh=False, redirect_stdout=sys.stdout.isatty())
+    every = LIVE_S if live else PLAIN_S
+    shown = time.monotonic() - (every if live else 0)
+
+    def line() -> str:
+        done = seen[-1][1]
+        amount = f"{words.count(done)}/{words.count(total)} {unit}"
+        if total == 1:
+            amount = f"{100 * done:.0f} % of {unit}"
+        return ", ".join([amount, *_figures(last), *_rate(seen, total, unit)])
+
+    def show(done: float, figures: Mapping[str, float | str]) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        seen[1:] = [(now, done)]
+        last.update(figures)
+        if now - shown >= every:
+            shown = now
+            draw()
+
+    def draw() -> None:
+        if live:
+            head = Table.grid(Column(no_wrap=True, max_width=48), "", padding=(0, 1))
+            bar = ProgressBar(total, min(seen[-1][1], total), width=24)
+            head.add_row(_text(description), bar)
+            display.update(Group(head, _text(line())), refresh=True)
+        else:
+            _print(sys.stderr, _text(f"{description}: {line()}"))
+
+    with display if live else nullcontext():
+        try:
+            yield show
+        finally:
+            if seen:
+                draw()
+
+
+def _rate(seen: Sequence[tuple[float, float]], total: float, unit: str) -> list[str]:
+    (then, before), (now, done) = seen[0], seen[-1]
+    if now <= then or done <= before:
+        return []
+    rate = (done - before) / (now - then)
+    speed = [] if total == 1 else [f"{rate:.3g} {unit}/s"]
+    return speed + ([f"{words.seconds((total - done) / rate)} left"] if done < total else [])
+
+
+def _figures(figures: Mapping[str, float | str]) -> list[str]:
+    def one(name: str, value: float | str) -> str:
+        if isinstance(value, str):
+            return f"{name} {value}"
+        if name.endswith("accuracy"):
+            return f"{name} {words.score(value, None, 'accuracy')}"
+        return f"{value:.3g} {name}" if name.endswith("/s") else f"{name} {value:.4g}"
+
+    return [one(name, value) for name, value in figures.items()]
+
+
+def _section_table(section: Section) -> Table:
+    found = tables.overview(section)
+    first, *rest = found.head
+    table = Table(
+        Column(first, overflow="fold", min_width=8),
+        *(Column(_text(name), justify="right", no_wrap=True) for name in rest),
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    for row in found.rows:
+        table.add_row(*map(_text, row), style="bold" if row[0] == section.reference else "")
+    return table
+
+
+def _remarks(section: Section) -> list[RenderableType]:
+    said = verdict(section)
+    answer = Text(f"{said.answer}. ", f"bold {COLOURS.get(said.answer, '')}") if said.answer else ""
+    question = Text.assemble(f"{said.question} " if said.question else "", answer)
+    facts = "; ".join(f"{name}: {value}" for name, value in protocol(section))
+    lines: list[RenderableType] = [
+        Text.assemble(question, _text(f"{said.evidence} {said.cost}".strip())),
+        _text(section.fairness),
+        *(_text(line) for line in section.notices),
+        Text(f"{facts}. ± is 1.96 standard errors over tasks.", "dim"),
+    ]
+    return [Padding(line, (0, 0, 1, 0)) if line is lines[0] else line for line in lines]
+
+
+def _states(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    used = [i for i in range(len(head)) if any(row[i] for row in rows)]
+    columns = (Column(head[i], overflow="fold", no_wrap=head[i] == "State") for i in used)
+    table = _titled(caption, *columns)
+    for row in rows:
+        table.add_row(*(_text(row[i], COLOURS.get(row[i], "")) for i in used))
+    return table
+
+
+def _paths(named: Sequence[tuple[str, str]]) -> list[Text]:
+    lines = [_text(f" {name}: {path}") for name, path in named]
+    for line in lines:
+        line.no_wrap, line.overflow = True, "ignore"
+    return lines
+
+
+def _titled(caption: str, *columns: Column) -> Table:
+    return Table(
+        *columns,
+        title=_text(caption),
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+
+
+def _text(text: str, style: str = "", keep: str = "") -> Text:
+    """Return text as it is, its control characters spelt out: it may be anybody's."""
+    shown = text if keep else text.replace("\n", " ")
+    spelt = (c if c.isprintable() or c in keep else repr(c)[1:-1] for c in shown)
+    return Text("".join(spelt), style)
+
+
+def _print(stream: TextIO, what: RenderableType) -> None:
+    console(stream).print(what, soft_wrap=isinstance(what, Text), crop=False)

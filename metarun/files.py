@@ -1,0 +1,161 @@
+"""Files that are whole or absent, and folders that one process owns."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from metarun.errors import InUseError, StorageError
+
+TEMPORARY = ".metarun-*.tmp"  # what a killed writer may leave behind
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+PATIENCE_S = 0.4  # for an owner that is about to write its name, or has just died
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Give a file new content such that every crash leaves the old or the new, and no other.
+
+    A file of the same folder is written, synced, renamed over the old one, and the folder synced.
+
+    Raises:
+        StorageError: the disk is full, read-only or gone; nothing is left behind.
+    """
+    temporary = path.with_name(f".metarun-{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            try:
+                write_all(descriptor, data)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise storage_error(error, path, len(data)) from error
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write every byte; one call as a rule, more where the system accepts only a part."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable, where the file system knows how."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def storage_error(error: OSError, path: Path, needed: int) -> StorageError:
+    """Say in one line what the system refused: the path, bytes needed and bytes free."""
+    try:
+        free = f"{shutil.disk_usage(_existing(path)).free} bytes are free"
+    except OSError:
+        free = "the free space is unknown"
+    return StorageError(
+        f"{path}: {error.strerror or error}; {needed} bytes are needed, {free}; make room or set "
+        "METARUN_OUTPUTS to another folder, then give the same command again"
+    )
+
+
+def prepare_folder(folder: Path) -> None:
+    """Create an output folder and prove that it can be written, before any work is done.
+
+    Raises:
+        StorageError: it lies under a regular file, or is read-only, or full.
+    """
+    probe = folder / f".metarun-{secrets.token_hex(4)}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with probe.open("wb") as file:
+                file.write(b"0")
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise storage_error(error, folder, 1) from error
+
+
+@contextmanager
+def folder_lock(folder: Path, name: str = ".lock") -> Generator[bool]:
+    """Own a folder until the block, or the process, ends; yields False where locks do not exist.
+
+    The kernel frees the lock of a process that dies, so there is never anything to clean up.
+
+    Raises:
+        InUseError: another process has it; the text names its pid and host.
+    """
+    path = folder / name
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise storage_error(error, path, 64) from error
+    try:
+        exclusive = _take(descriptor, folder)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
+        yield exclusive
+    finally:
+        os.close(descriptor)
+
+
+def _take(descriptor: int, folder: Path) -> bool:
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid, host = _owner(descriptor)
+            if _alive(pid, host) or time.monotonic() > deadline:
+                raise InUseError(
+                    f"{folder}: in use by process {pid or '(unknown)'} on host "
+                    f"{host or '(unknown)'}; wait until it ends, or stop it"
+                ) from None
+            time.sleep(0.01)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            return False
+        else:
+            return True
+
+
+def _owner(descriptor: int) -> tuple[str, str]:
+    pid, _, host = os.pread(descriptor, 300, 0).decode(errors="replace").strip().partition(" ")
+    return (pid, host) if pid.isdecimal() else ("", "")
+
+
+def _alive(pid: str, host: str) -> bool:
+    """Tell whether the named owner still exists; one on another host is believed."""
+    if not pid or host != socket.gethostname():
+        return bool(pid)
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _existing(path: Path) -> Path:
+    return next(p for p in (path, *path.absolute().parents) if p.is_dir())

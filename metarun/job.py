@@ -1,0 +1,115 @@
+"""One job of a sweep in a process of its own: what starts it, and what it is when started."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from metarun import manifest
+from metarun.errors import KeyboardStopError, PreemptedError
+from metarun.lease import granted
+from metarun.lifeline import die_with, die_with_parent
+from metarun.manifest import State
+
+LOG = "log.txt"
+# Appended, not prepended as PYTHONPATH would be: a checkout must not shadow anything.
+LAUNCH = (
+    "import sys; sys.path.append(sys.argv.pop(1)); "
+    "from metarun.job import main; sys.exit(main(sys.argv[1:]))"
+)
+STOPPED = (
+    PreemptedError.exit_code,
+    KeyboardStopError.exit_code,
+    -signal.SIGTERM,
+    -signal.SIGINT,
+)
+
+
+class Ended(NamedTuple):
+    """How a job ended."""
+
+    state: State
+    exit_code: int
+    reason: str
+    seconds: float
+
+
+def main(argv: list[str]) -> int:
+    """Be a job: run the configuration on standard input in a folder; return the exit code."""
+    order = json.load(sys.stdin)
+    die_with_parent(order["parent"])
+    if order["owner"] is not None:
+        die_with(order["owner"])
+    from metarun.run import run_job
+
+    return run_job(order["config"], Path(argv[0]))
+
+
+def start_and_wait(
+    config: Mapping[str, Any],
+    sweep: Path,
+    name: str,
+    owner: int | None,
+    stopped: Callable[[], bool],
+) -> Ended:
+    """Run a configuration as the sweep's job `name` and wait for it; keeps the manifest.
+
+    The job dies with this process, and with process `owner` if one is given. It is asked to stop
+    when `stopped` says so just after the start: whoever stops a sweep finds jobs by the manifest.
+    """
+    folder = sweep / name
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    with granted(config["launch"], config["hardware"]) as grant, (folder / LOG).open("ab") as log:
+        begin = log.tell()
+        child = subprocess.Popen(
+            [sys.executable, "-c", LAUNCH, str(Path(__file__).parents[1]), str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            env=os.environ | grant.environment,
+            pass_fds=grant.held,
+            start_new_session=True,  # so that Ctrl-C reaches it once, through the sweep
+        )
+        manifest.append(sweep, "job", job=name, state="running", pid=child.pid, **grant.note)
+        order = {"config": config, "parent": os.getpid(), "owner": owner}
+        assert child.stdin is not None
+        with suppress(BrokenPipeError), child.stdin:
+            child.stdin.write(json.dumps(order).encode())
+        if stopped():
+            child.terminate()
+        code = child.wait()
+    ended = Ended(
+        state_of(code), code, _reason(folder / LOG, begin, code), time.monotonic() - started
+    )
+    manifest.append(sweep, "job", job=name, **ended._asdict(), log=f"{name}/{LOG}")
+    return ended
+
+
+def state_of(code: int) -> State:
+    """Return what an exit status, negative for a signal, means for the job."""
+    if code == 0:
+        return "done"
+    return "preempted" if code in STOPPED else "failed"
+
+
+def _reason(log: Path, begin: int, code: int) -> str:
+    """Return the error that the job printed last, or what killed it; nothing when it is done."""
+    if code == 0:
+        return ""
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    with log.open("rb") as file:
+        file.seek(begin)
+        said = file.read().decode(errors="replace").splitlines()
+    lines = [line.strip() for line in said if line.strip()]
+    errors = [line for line in lines if line.startswith("metarun: ") and "warning:" not in line]
+    return (errors or lines or [f"exit code {code}"])[-1].removeprefix("metarun: ")

@@ -1,0 +1,41 @@
+"""`metarun resume DIR`: go on with a run or a sweep from what its folder says of itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from metarun import manifest
+from metarun.errors import ConfigError
+from metarun.nearest import did_you_mean
+
+USAGE = "usage: metarun resume DIR"
+
+
+def main(argv: list[str]) -> int:
+    """Go on with the run or sweep in the folder that the only argument names.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    if argv in (["-h"], ["--help"]):
+        print(USAGE)
+        return 0
+    if len(argv) != 1:
+        raise ConfigError(f"resume: takes one folder, and settings stay as they are; {USAGE}")
+    folder = Path(argv[0]).absolute()
+    if (folder / "config.yaml").is_file():
+        from metarun.run import run_job
+        from metarun.yamlfile import read
+
+        return run_job(read(folder / "config.yaml"), folder)
+    entries = manifest.read(folder)
+    if not entries:
+        beside = [p.name for p in folder.parent.glob("*") if p.is_dir()]
+        near = did_you_mean(folder.name, beside) if not folder.exists() else ""
+        raise ConfigError(f"resume: {folder} holds neither a run nor a sweep{near}")
+    from metarun import sweep
+    from metarun.compose import compose, parse
+
+    header, _ = manifest.latest(entries)
+    command = parse(header["command"][1:])
+    return sweep.run(command, compose(command), folder)

@@ -1,0 +1,118 @@
+"""A factory's keyword-only parameters are the schema of its settings; values are checked here."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import types
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from metarun.errors import ConfigError
+from metarun.nearest import did_you_mean, shown, unknown
+
+WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    Path: "a path",
+}
+BOUNDS = {"ge": "of at least", "gt": "above", "le": "of at most", "lt": "below"}
+
+
+class Parameter(NamedTuple):
+    """One setting that a factory takes."""
+
+    annotation: Any
+    required: bool
+
+
+def parameters(factory: Callable[..., Any]) -> dict[str, Parameter]:
+    """Return the keyword-only parameters of a function or class, in the order it declares them."""
+    of_init = inspect.isclass(factory) and not is_dataclass(factory)
+    hints = get_type_hints(factory.__init__ if of_init else factory, include_extras=True)
+    return {
+        name: Parameter(hints.get(name, Any), parameter.default is parameter.empty)
+        for name, parameter in inspect.signature(factory).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+
+
+def checked(
+    where: str, owner: str, values: Mapping[str, Any], taken: Mapping[str, Parameter]
+) -> dict[str, Any]:
+    """Return the values in the types that the parameters have.
+
+    `where` is the key that holds the values and `owner` what takes them ("algo=maml").
+
+    Raises:
+        ConfigError: a setting is unknown, missing, of another type or out of range.
+    """
+    for name in values:
+        if name not in taken:
+            raise ConfigError(unknown(where, str(name), owner, taken))
+    for name, parameter in taken.items():
+        if parameter.required and name not in values:
+            needed = describe(parameter.annotation)
+            raise ConfigError(f"{where}.{name}: missing; {owner} needs it, {needed}")
+    return {n: converted(f"{where}.{n}", v, taken[n].annotation) for n, v in values.items()}
+
+
+def converted(key: str, value: Any, annotation: Any) -> Any:
+    """Return a value as its annotation has it; whole numbers pass for real ones, nothing else does.
+
+    Raises:
+        ConfigError: it is of another type, or out of range.
+    """
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(annotation)
+        return adapter.validate_json(json.dumps(value, default=str), strict=True)
+    except ValidationError:
+        near = did_you_mean(str(value), [str(choice) for choice in _choices(annotation)])
+        raise ConfigError(
+            f"{key}: {shown(value)} is not allowed{near}; must be {describe(annotation)}"
+        ) from None
+
+
+def describe(annotation: Any) -> str:
+    """Say in words which values an annotation allows."""
+    if annotation is None or annotation is type(None):
+        return "null"
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _with_bounds(describe(arguments[0]), arguments[1:])
+    if origin is Literal:
+        named = [str(a) for a in arguments]
+        return named[0] if len(named) == 1 else f"one of {', '.join(named)}"
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe(a) for a in arguments)
+    if origin in (list, tuple):
+        return f"a list, each {describe(arguments[0])}"
+    if origin is dict:
+        return f"a mapping, each value {describe(arguments[1])}"
+    return WORDS.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def _with_bounds(text: str, constraints: Iterable[Any]) -> str:
+    found = [c for field in constraints for c in getattr(field, "metadata", [field])]
+    for constraint in found:
+        if pattern := getattr(constraint, "pattern", None):
+            return f"{text} like {pattern.removeprefix('^').removesuffix('$')}"
+    bounds = [
+        f"{words} {getattr(constraint, name)}"
+        for name, words in BOUNDS.items()
+        for constraint in found
+        if hasattr(constraint, name)
+    ]
+    return " ".join([text, " and ".join(bounds)]).strip()
+
+
+def _choices(annotation: Any) -> list[Any]:
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    return [choice for part in get_args(annotation) for choice in _choices(part)]

@@ -1,0 +1,269 @@
+"""Many runs by one command: Hydra's launcher says where, each job is a process of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import shutil
+import signal
+import socket
+from collections.abc import Generator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from metarun import job, manifest, records
+from metarun.compat import run_hydra
+from metarun.compose import UNUSED, Command, Composed, compose, explaining, quoted, resolved
+from metarun.config import checked_name, launching, tracked
+from metarun.errors import ConfigError, MetarunError, SweepError
+from metarun.files import folder_lock, prepare_folder
+from metarun.manifest import Entry
+from metarun.paths import DIGITS, config_digest, outputs_root, safe_name
+from metarun.signals import REQUESTS
+from metarun.yamlfile import read
+
+NOT_IN_NAME = ("hydra", "launch", "tracking", "name")
+LONGEST_NAME = 100
+HERE = ("basic", "joblib")  # launchers whose jobs are processes of this machine
+
+
+def run(command: Command, composed: Composed, folder: Path | None = None) -> int:
+    """Run what is unfinished of a sweep, then compare; return the exit code.
+
+    Raises:
+        ConfigError: some job's configuration cannot be composed; nothing was run or written.
+        SweepError: some jobs did not end well; a table named them.
+        PreemptedError, KeyboardStopError: it was asked to stop, and its jobs wrote checkpoints.
+    """
+    folder = folder or outputs_root() / sweep_name(command, composed)
+    launch = launching(*_group(composed.config, "launch"))
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    prepare_folder(folder)
+    with folder_lock(folder):
+        before = manifest.jobs(manifest.read(folder))
+        manifest.append(
+            folder,
+            "sweep",
+            command=["metarun", *command.flags, *command.overrides],
+            fixed=composed.fixed,
+            fail_fast=launch.fail_fast,
+            total=len(composed.jobs) or None,
+            launcher=composed.config.hydra.runtime.choices["hydra/launcher"],
+            pid=os.getpid(),
+            host=socket.gethostname(),
+        )
+        for overrides in composed.jobs:
+            name = job_name(overrides, composed.fixed)
+            state = "done" if before.get(name, {}).get("state") == "done" else "pending"
+            manifest.append(folder, "job", job=name, state=state, overrides=overrides)
+        own = [f"hydra.sweep.dir={quoted(str(folder))}", "hydra.sweep.subdir=.", *UNUSED]
+        words = [*command.flags, *command.overrides, *own]
+        try:
+            with _stoppable(folder), explaining(command):
+                run_hydra(run_one, command.folder, command.name, words)
+        except ConfigError:
+            if made and not _has_begun(folder):
+                shutil.rmtree(made[-1])
+            _compose_each(command, composed)
+            raise
+        except BrokenProcessPool:
+            pass  # a worker was killed; what it and others did not do is still pending
+        finally:
+            (folder / "multirun.yaml").unlink(missing_ok=True)
+        return _finish(folder, composed.config)
+
+
+def run_one(config: DictConfig) -> float:
+    """Run one job of the sweep that Hydra is in, wherever Hydra wants it run.
+
+    Returns what a search maximises: the best validation accuracy, or minus the best squared error;
+    NaN when there is none.
+    """
+    node: Any = HydraConfig.get()
+    sweep, overrides = Path(node.sweep.dir), list(node.overrides.task)
+    header, since = manifest.latest(manifest.read(sweep))
+    owner = _follow(header)
+    name = job_name(overrides, header["fixed"])
+    if _halted(header, since):
+        return math.nan
+    try:
+        return _run_job(resolved(config, node.runtime.choices), sweep, name, owner)
+    except MetarunError as error:
+        figures = {"state": "failed", "exit_code": error.exit_code, "reason": str(error)}
+        manifest.append(sweep, "job", job=name, overrides=overrides, **figures)
+        _say(sweep, name, f"failed: {error}")
+        return math.nan
+
+
+def _run_job(plain: dict[str, Any], sweep: Path, name: str, owner: int | None) -> float:
+    if _is_done(sweep / name, plain):
+        manifest.append(sweep, "job", job=name, state="done", exit_code=0, skipped=True)
+        _say(sweep, name, f"done before: {_result(sweep / name)}")
+        return _score(sweep / name)
+    _say(sweep, name, "started")
+    ended = job.start_and_wait(plain, sweep, name, owner, lambda: _is_stopped(sweep))
+    _say(sweep, name, _summary(sweep / name, ended))
+    return _score(sweep / name) if ended.state == "done" else math.nan
+
+
+def sweep_name(command: Command, composed: Composed) -> str:
+    """Return the name of a sweep's folder: `name`, or one made of its experiment and overrides."""
+    if name := checked_name(OmegaConf.select(composed.config, "name")):
+        return name
+    counted = sorted(o for o in command.overrides if _root(o) not in NOT_IN_NAME)
+    digest = hashlib.sha256("\n".join(counted).encode()).hexdigest()[:DIGITS]
+    experiment = composed.config.hydra.runtime.choices.get("experiment")
+    return f"{safe_name(experiment or 'sweep')}-{digest}"
+
+
+def job_name(overrides: Sequence[str], fixed: Sequence[str]) -> str:
+    """Return the name of a job's folder: what tells it from the other jobs of its sweep.
+
+    A hash is added where the text is not fit for a folder's name, or too long.
+    """
+    varied = sorted(o for o in overrides if o.partition("=")[0] not in fixed)
+    text = ",".join(varied) or "run"
+    name = safe_name(text)[:LONGEST_NAME]
+    digest = hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+    return name if name == text else f"{name}-{digest}"
+
+
+def _compose_each(command: Command, composed: Composed) -> None:
+    """Raise the error of the job that cannot be composed: Hydra's own does not say which it was."""
+    own = [o for o in command.overrides if _root(o) == "hydra"]
+    for overrides in composed.jobs:
+        compose(command._replace(overrides=[*own, *overrides]))
+
+
+@contextmanager
+def _stoppable(sweep: Path) -> Generator[None]:
+    """Pass the first SIGTERM or Ctrl-C on to the jobs and start no more; leave at the second."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        header, since = manifest.latest(manifest.read(sweep))
+        again = any(entry["kind"] == "stop" for entry in since)
+        manifest.append(sweep, "stop", signal=number)
+        for entry in manifest.jobs(since).values() if header["launcher"] in HERE else ():
+            if entry["state"] == "running":
+                with suppress(ProcessLookupError):
+                    os.kill(entry["pid"], signal.SIGKILL if again else number)
+        if again:
+            os._exit(REQUESTS[number].exit_code)
+
+    before = {number: signal.signal(number, stop) for number in REQUESTS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _follow(header: Entry) -> int | None:
+    """Return the process that this job must not outlive, where the jobs are on its machine."""
+    from metarun.lifeline import die_with
+
+    if header["launcher"] not in HERE or header["host"] != socket.gethostname():
+        return None
+    owner: int = header["pid"]
+    if owner != os.getpid():  # a worker; the sweep itself hears of Ctrl-C and tells the jobs
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        die_with(owner)
+    return owner
+
+
+def _has_begun(sweep: Path) -> bool:
+    return any(e.get("state") != "pending" for e in manifest.read(sweep) if e["kind"] == "job")
+
+
+def _halted(header: Entry, since: Sequence[Entry]) -> bool:
+    failed = any(entry.get("state") == "failed" for entry in since)
+    return any(entry["kind"] == "stop" for entry in since) or (header["fail_fast"] and failed)
+
+
+def _is_stopped(sweep: Path) -> bool:
+    return any(entry["kind"] == "stop" for entry in manifest.latest(manifest.read(sweep))[1])
+
+
+def _is_done(folder: Path, config: dict[str, Any]) -> bool:
+    """Tell whether a job's folder holds the finished run of this very configuration."""
+    found = manifest.outcome(folder)
+    if found is None or found["status"] != "done":
+        return False
+    with suppress(ConfigError):
+        there = config_digest(read(folder / "config.yaml"))
+        return there == config_digest(records.masked(config))
+    return False
+
+
+def _finish(sweep: Path, config: DictConfig) -> int:
+    from metarun import compare, console, tracking
+
+    _, since = manifest.latest(manifest.read(sweep))
+    jobs = manifest.jobs(since)
+    left = {name: entry for name, entry in jobs.items() if entry["state"] != "done"}
+    code = 0
+    if len(left) < len(jobs):
+        code = compare.main([str(sweep)])
+        with suppress(MetarunError):
+            if notice := tracking.mirror_comparison(sweep, tracked(*_group(config, "tracking"))):
+                console.say(notice)
+    unsaid = {"pending": "not started", "running": "its worker was killed"}
+    rows = [
+        (name, e["state"], "", e.get("reason") or unsaid[e["state"]], e.get("log", ""))
+        for name, e in left.items()
+    ]
+    if rows:
+        console.say(console.sweep_table(rows))
+    ending = f"{len(jobs) - len(left)} of {len(jobs)} jobs are done; the same command runs the rest"
+    if stops := [entry["signal"] for entry in since if entry["kind"] == "stop"]:
+        raise REQUESTS[stops[0]](f"the sweep was stopped; {ending}: {sweep}")
+    if left:
+        raise SweepError(f"the sweep has failures; {ending}: {sweep}")
+    return code
+
+
+def _group(config: DictConfig, group: str) -> tuple[Any, dict[str, Any]]:
+    node = OmegaConf.select(config, group)
+    values = OmegaConf.to_container(node, resolve=True) if node is not None else None
+    return values, dict(config.hydra.runtime.choices)
+
+
+def _score(folder: Path) -> float:
+    found = [r for r in records.read(folder) if r["kind"] == "validate"]
+    scores = [float(r["accuracy"]["mean"]) for r in found if "accuracy" in r]
+    return max(scores + [-float(r["mse"]["mean"]) for r in found if "mse" in r], default=math.nan)
+
+
+def _summary(folder: Path, ended: job.Ended) -> str:
+    from metarun.report.words import seconds
+
+    if ended.state == "done":
+        return f"done: {_result(folder)}, {seconds(ended.seconds)}"
+    return f"{ended.state} (exit {ended.exit_code}): {ended.reason}; see {folder / job.LOG}"
+
+
+def _result(folder: Path) -> str:
+    from metarun.report.words import score
+
+    found = manifest.outcome(folder) or {}
+    metric, figures = next(iter(found["test"].items()))
+    return f"test {metric} {score(figures['mean'], figures['ci95'], metric)}"
+
+
+def _say(sweep: Path, name: str, what: str) -> None:
+    from metarun import console
+
+    header, since = manifest.latest(manifest.read(sweep))
+    ended = sum(e["state"] not in ("pending", "running") for e in manifest.jobs(since).values())
+    console.say(f"[{ended}{'/' if header['total'] else ''}{header['total'] or ''}] {name}: {what}")
+
+
+def _root(override: str) -> str:
+    return override.lstrip("+~").replace("/", ".").replace("@", ".").partition("=")[0].split(".")[0]

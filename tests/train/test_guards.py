@@ -1,0 +1,197 @@
+"""Divergence is seen in its own step; memory shortage halves the chunk and changes nothing."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import tiny
+
+from metarun.assemble import Experiment
+from metarun.chunks import in_chunks, map_meta
+from metarun.errors import DivergedError, MemoryExhaustedError
+from metarun.estimators import MetaGradient
+from metarun.problem import Meta
+from metarun.signals import Stop
+from metarun.state import State
+from metarun.tasks import Tasks
+from metarun.train import train
+
+BAD_STEP, BAD_TASK = 3, 2
+
+
+class Log:
+    """Keeps what training says."""
+
+    def __init__(self) -> None:
+        self.records: list[tuple[str, int, dict]] = []
+
+    def record(self, kind: str, step: int, figures: dict) -> None:
+        self.records.append((kind, step, figures))
+
+    def progress(self, done: float, figures: dict) -> None:
+        pass
+
+    def save(self, state: State) -> None:
+        pass
+
+    def save_best(self, state: State) -> None:
+        pass
+
+
+def poisoned(experiment: Experiment, where: str, steps: set[int]) -> Experiment:
+    """Return the experiment with one bad task in some steps: in its support, query or gradient."""
+    source, batch = experiment.source, experiment.outer.batch
+
+    class Poisoned:
+        """The source with an infinity in task BAD_TASK of the poisoned steps' batches."""
+
+        def __getattr__(self, name: str):
+            return getattr(source, name)
+
+        def tasks(self, split: str, first: int, *args, **kwargs) -> Tasks:
+            found = source.tasks(split, first, *args, **kwargs)
+            if split != "train" or first // batch not in steps:
+                return found
+            bad = found.mode.clone()
+            bad[BAD_TASK] = 99
+            if where == "gradient":
+                return replace(found, mode=bad)
+            values = getattr(found, where).clone()
+            values[BAD_TASK] = float("inf")
+            return replace(found, **{where: values})
+
+    inner = experiment.algorithm.meta_grad
+    assert inner is not None
+
+    def meta_grad(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
+        found = inner(meta, tasks, step)
+        if not (tasks.mode == 99).any():
+            return found
+        return found._replace(gradient=map_meta(lambda v: v * float("nan"), found.gradient))
+
+    algorithm = experiment.algorithm._replace(meta_grad=meta_grad)
+    return replace(experiment, algorithm=algorithm, source=Poisoned())
+
+
+PLACES = ["support_x", "support_y", "query_x", "query_y", "gradient"]
+
+
+@pytest.mark.parametrize("algo", ["maml", "fomaml", "imaml", "clustered"])
+@pytest.mark.parametrize("where", PLACES)
+def test_divergence_stops_in_its_own_step_with_the_state_untouched(where: str, algo: str) -> None:
+    experiment = poisoned(tiny(f"algo={algo}"), where, {BAD_STEP})
+    healthy = tiny(f"algo={algo}", f"budget.total={BAD_STEP}")
+    expected = train(healthy, State(healthy.initial()), Log(), Stop(), 0.0)
+    state, log = State(experiment.initial()), Log()
+    with pytest.raises(DivergedError, match=f"at meta-step {BAD_STEP}: .*inner_lr") as caught:
+        train(experiment, state, log, Stop(), 0.0)
+    assert "\n" not in str(caught.value)
+    assert state.step == BAD_STEP
+    for group, params in expected.meta.items():
+        for name, value in params.items():
+            assert torch.equal(state.meta[group][name], value)
+    kind, step, figures = log.records[-1]
+    assert (kind, step) == ("diverged", BAD_STEP)
+    if where != "gradient":
+        assert figures["tasks"] == [BAD_TASK]
+    if where.startswith("support"):
+        assert figures["inner_step"] == 1
+        assert re.match(r"params/", figures["tensor"])
+
+
+def test_a_skipped_step_leaves_the_state_and_is_counted() -> None:
+    experiment = poisoned(tiny("outer.on_divergence=skip_step"), "query_x", {3, 4})
+    state = train(experiment, State(experiment.initial()), Log(), Stop(), 0.0)
+    assert (state.step, state.skipped, state.skipped_in_a_row) == (12, 2, 0)
+
+
+def test_too_many_skips_in_a_row_end_the_run() -> None:
+    settings = ("outer.on_divergence=skip_step", "outer.max_skips=2")
+    experiment = poisoned(tiny(*settings), "query_x", set(range(3, 9)))
+    with pytest.raises(DivergedError, match=r"3 meta-steps in a row .* outer.max_skips is 2"):
+        train(experiment, State(experiment.initial()), Log(), Stop(), 0.0)
+
+
+@pytest.mark.parametrize("where", PLACES)
+def test_dropping_a_bad_task_is_as_if_it_had_not_been_there(where: str) -> None:
+    plain = tiny("hardware.dtype=float64", "outer.on_divergence=drop_tasks", "budget.total=1")
+    experiment = poisoned(plain, where, {0})
+    state = train(experiment, State(experiment.initial()), Log(), Stop(), 0.0)
+    assert (state.skipped, state.dropped) == (0, 1)
+    meta_grad = plain.algorithm.meta_grad
+    assert meta_grad is not None
+    kept = plain.batch(0)[torch.tensor([0, 1, 3])]
+    expected = train(_only(plain, kept), State(plain.initial()), Log(), Stop(), 0.0)
+    for name, value in expected.meta["params"].items():
+        torch.testing.assert_close(state.meta["params"][name], value, rtol=1e-12, atol=1e-14)
+
+
+def _only(experiment: Experiment, tasks: Tasks) -> Experiment:
+    inner = experiment.algorithm.meta_grad
+    assert inner is not None
+    fixed = experiment.algorithm._replace(meta_grad=lambda meta, _, step: inner(meta, tasks, step))
+    return replace(experiment, algorithm=fixed)
+
+
+@pytest.mark.parametrize("fits", [1, 3, 8])
+def test_memory_shortage_halves_the_chunk_and_changes_nothing(fits: int) -> None:
+    experiment = tiny("hardware.dtype=float64", "outer.batch=16")
+    inner = experiment.algorithm.meta_grad
+    assert inner is not None
+    tried: list[int] = []
+
+    def short_of_memory(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
+        tried.append(len(tasks))
+        if len(tasks) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return inner(meta, tasks, step)
+
+    meta, tasks = experiment.initial(), experiment.batch(0)
+    found, chunk = in_chunks(short_of_memory, meta, tasks, 0, 16)
+    assert fits / 2 < chunk <= fits
+    assert len([size for size in tried if size > fits]) <= 4
+    whole = inner(meta, tasks, 0)
+    for name, value in whole.gradient["params"].items():
+        torch.testing.assert_close(found.gradient["params"][name], value, rtol=1e-11, atol=1e-13)
+
+
+def test_memory_that_one_task_does_not_fit_into_is_an_error_with_the_numbers() -> None:
+    def never(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    experiment = tiny()
+    with pytest.raises(MemoryExhaustedError, match="Tried to allocate 2 GiB") as caught:
+        in_chunks(never, experiment.initial(), experiment.batch(0), 0, 16)
+    assert caught.value.exit_code == 6
+
+
+@pytest.mark.parametrize("text", ["CUDA error: out of memory", "OutOfMemoryError", "boom"])
+def test_other_errors_pass_through_untouched(text: str) -> None:
+    def other(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
+        raise RuntimeError(text)
+
+    experiment = tiny()
+    with pytest.raises(RuntimeError, match=text):
+        in_chunks(other, experiment.initial(), experiment.batch(0), 0, 16)
+
+
+def test_the_chunk_that_fits_is_found_once_and_kept() -> None:
+    experiment = tiny("outer.batch=16")
+    inner = experiment.algorithm.meta_grad
+    assert inner is not None
+    sizes: list[int] = []
+
+    def short_of_memory(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
+        sizes.append(len(tasks))
+        if len(tasks) > 5:
+            raise torch.OutOfMemoryError("no room")
+        return inner(meta, tasks, step)
+
+    algorithm = experiment.algorithm._replace(meta_grad=short_of_memory)
+    changed = replace(experiment, algorithm=algorithm)
+    state = train(changed, State(changed.initial()), Log(), Stop(), 0.0)
+    assert state.chunk == 4
+    assert sizes.count(16) == 1

@@ -1,0 +1,167 @@
+"""Whole runs: what they leave behind, that they repeat to the bit, and that they go on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import TINY, tiny_config
+
+from metarun import checkpoint
+from metarun.records import merged, read
+from metarun.run import run_job
+
+ALGOS = ("maml", "fomaml", "imaml", "clustered", "transfer", "scratch")
+
+
+def bits(folder: Path) -> str:
+    """Return a digest of everything in a run's result that must repeat to the bit."""
+    digest = hashlib.sha256()
+    scores = np.load(folder / "scores.npz")
+    for name in sorted(scores.files):
+        digest.update(scores[name].tobytes())
+    for path in sorted((folder / "checkpoints").glob("*.safetensors")):
+        tensors, _ = checkpoint.load(path)
+        for name in sorted(tensors):
+            digest.update(name.encode() + tensors[name].numpy().tobytes())
+    timed = ("time", "seconds", "tasks_per_second")
+    for record in merged(read(folder)):
+        if record["kind"] in ("train", "validate", "test"):
+            kept = {k: v for k, v in record.items() if k not in timed}
+            digest.update(json.dumps(kept, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_a_run_leaves_everything_behind_and_repeats_to_the_bit(algo: str, tmp_path: Path) -> None:
+    config = tiny_config(f"algo={algo}")
+    assert run_job(config, tmp_path / "one") == 0
+    assert run_job(config, tmp_path / "two") == 0
+    assert bits(tmp_path / "one") == bits(tmp_path / "two")
+    names = {path.name for path in (tmp_path / "one").iterdir()}
+    assert {"config.yaml", "records.jsonl", "scores.npz", "outcome.json"} <= names
+    assert {"adaptation.png", "training.png", "checkpoints"} <= names
+    found = json.loads((tmp_path / "one" / "outcome.json").read_text())
+    assert found["status"] == "done"
+    assert found["exit_code"] == 0
+    mse = found["test"]["mse"]
+    assert len(mse["by_step"]) == 4
+    assert mse["tasks"] == 8
+    scores = np.load(tmp_path / "one" / "scores.npz")["mse"]
+    assert mse["mean"] == pytest.approx(scores.mean(0)[found["chosen"]["steps"]])
+    half = 1.96 * scores.std(0, ddof=1)[found["chosen"]["steps"]] / 8**0.5
+    assert mse["ci95"] == pytest.approx(half)
+    trains = algo != "scratch"
+    assert found["cost"]["meta_steps"] == (12 if trains else 0)
+    assert (found["cost"]["flops_per_meta_step"] > 0) is trains
+
+
+@pytest.mark.parametrize("algo", ["maml", "clustered", "transfer"])
+def test_a_run_cut_at_any_checkpoint_ends_in_the_same_bits(algo: str, tmp_path: Path) -> None:
+    config = tiny_config(f"algo={algo}", "checkpoints.keep=9")
+    assert run_job(config, tmp_path / "whole") == 0
+    for step in (4, 6, 8):
+        cut = tmp_path / f"cut-{step}"
+        assert run_job(config, cut) == 0
+        for path in (cut / "checkpoints").glob("step-*.safetensors"):
+            if int(path.stem.removeprefix("step-")) > step:
+                path.unlink()
+        (cut / "outcome.json").unlink()
+        (cut / "scores.npz").unlink()
+        assert run_job(config, cut) == 0
+        assert bits(cut) == bits(tmp_path / "whole"), f"went on from {step}"
+
+
+def test_a_finished_run_is_not_run_again(tmp_path: Path, capsys) -> None:
+    config = tiny_config("algo=maml")
+    assert run_job(config, tmp_path / "run") == 0
+    before = bits(tmp_path / "run")
+    stamp = (tmp_path / "run" / "records.jsonl").stat().st_mtime_ns
+    capsys.readouterr()
+    assert run_job(config, tmp_path / "run") == 0
+    assert "already complete" in capsys.readouterr().out
+    assert bits(tmp_path / "run") == before
+    assert (tmp_path / "run" / "records.jsonl").stat().st_mtime_ns == stamp
+
+
+def test_a_folder_with_another_configuration_is_refused(tmp_path: Path, capsys) -> None:
+    assert run_job(tiny_config("algo=maml"), tmp_path / "run") == 0
+    before = bits(tmp_path / "run")
+    assert run_job(tiny_config("algo=maml", "algo.inner_lr=0.5"), tmp_path / "run") == 2
+    said = capsys.readouterr().err
+    assert "algo.inner_lr (0.01 there, 0.5 here)" in said
+    assert said.count("\n") == 1 or len(said.splitlines()) <= 4
+    assert bits(tmp_path / "run") == before
+
+
+def test_seeds_differ_and_share_their_test_tasks(tmp_path: Path) -> None:
+    found = []
+    for seed in (0, 1):
+        folder = tmp_path / str(seed)
+        assert run_job(tiny_config("algo=maml", f"seed={seed}"), folder) == 0
+        found.append(json.loads((folder / "outcome.json").read_text()))
+    assert found[0]["task_list"] == found[1]["task_list"]
+    assert found[0]["test"]["mse"]["mean"] != found[1]["test"]["mse"]["mean"]
+
+
+def test_test_tasks_change_with_their_own_seed_and_shape(tmp_path: Path) -> None:
+    lists = set()
+    for number, change in enumerate(("test.seed=0", "test.seed=1", "task.shots=4", "test.tasks=9")):
+        folder = tmp_path / str(number)
+        assert run_job(tiny_config("algo=scratch", change), folder) == 0
+        lists.add(json.loads((folder / "outcome.json").read_text())["task_list"])
+    assert len(lists) == 4
+
+
+@pytest.mark.slow
+def test_the_same_command_in_other_processes_gives_the_same_bits(tmp_path: Path) -> None:
+    """Another hash seed, working directory, cache and order of the environment change nothing."""
+    found = set()
+    for number in range(3):
+        place = tmp_path / f"place {number}"
+        place.mkdir()
+        environment = dict(reversed(list(os.environ.items()))) if number % 2 else dict(os.environ)
+        environment |= {
+            "PYTHONHASHSEED": str(number * 77 + 1),
+            "XDG_CACHE_HOME": str(place / "cache"),
+            "METARUN_OUTPUTS": str(place / "outputs"),
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+        }
+        command = [sys.executable, "-m", "metarun", *TINY, "algo=maml", "name=same"]
+        subprocess.run(command, check=True, cwd=place, env=environment, capture_output=True)
+        found.add(bits(place / "outputs" / "same"))
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(("unit", "total", "steps"), [("examples", 400, 5), ("meta_steps", 3, 3)])
+def test_budgets_stop_training(unit: str, total: int, steps: int, tmp_path: Path) -> None:
+    config = tiny_config("algo=maml", f"budget.unit={unit}", f"budget.total={total}")
+    assert run_job(config, tmp_path) == 0
+    assert json.loads((tmp_path / "outcome.json").read_text())["cost"]["meta_steps"] == steps
+
+
+def test_a_budget_of_operations_or_seconds_stops_training(tmp_path: Path) -> None:
+    config = tiny_config("algo=maml", "budget.unit=flops", "budget.total=1000000")
+    assert run_job(config, tmp_path / "flops") == 0
+    cost = json.loads((tmp_path / "flops" / "outcome.json").read_text())["cost"]
+    each, steps = cost["flops_per_meta_step"], cost["meta_steps"]
+    assert each * (steps - 1) < 1_000_000 <= each * steps
+    config = tiny_config("algo=maml", "budget.unit=seconds", "budget.total=0.2")
+    assert run_job(config, tmp_path / "seconds") == 0
+    cost = json.loads((tmp_path / "seconds" / "outcome.json").read_text())["cost"]
+    assert cost["train_seconds"] >= 0.2
+
+
+def test_transfer_chooses_its_rate_and_steps_on_validation_tasks(tmp_path: Path) -> None:
+    config = tiny_config("algo=transfer", "algo.lr_grid=[1e-30,0.02]")
+    assert run_job(config, tmp_path) == 0
+    chosen = json.loads((tmp_path / "outcome.json").read_text())["chosen"]
+    assert chosen["inner_lr"] == pytest.approx(0.02)
+    _, meta = checkpoint.load(tmp_path / "checkpoints" / "best.safetensors")
+    assert meta["chosen"] == chosen

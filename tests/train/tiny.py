@@ -1,0 +1,36 @@
+"""A run that takes a moment: sinusoids, a small perceptron, a few steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from metarun.assemble import Experiment, assemble
+from metarun.config import check, compose_job
+
+TINY = (
+    "dataset=sinusoid",
+    "model.hidden=[8]",
+    "outer.batch=4",
+    "task.test_queries=10",
+    "budget.total=12",
+    "validation.every=6",
+    "validation.tasks=6",
+    "validation.steps=2",
+    "test.tasks=8",
+    "test.steps=3",
+    "checkpoints.every=4",
+    "hardware=cpu",
+    "hardware.threads=1",
+)
+
+
+def tiny_config(*overrides: str) -> dict[str, Any]:
+    """Return the resolved configuration of a tiny run."""
+    few = ["algo.starts=2"] if "algo=clustered" in overrides else []
+    return compose_job([*TINY, *few, *overrides])
+
+
+def tiny(*overrides: str) -> Experiment:
+    """Return a tiny experiment."""
+    return assemble(check(tiny_config(*overrides)), Path("no-data-needed"))

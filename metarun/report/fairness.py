@@ -1,0 +1,58 @@
+"""Whether methods were given the same, and what else a reader must know before comparing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from metarun.report.result import Entry
+from metarun.report.words import budget, several
+
+FEW_TASKS = 100
+
+
+def fairness(entries: Sequence[Entry]) -> tuple[bool, str]:
+    """Return whether budget unit and total are the same for all, and a sentence that says so."""
+    budgets = [budget(entry.budget) for entry in entries]
+    usual = Counter(budgets).most_common(1)[0][0]
+    others = [
+        f"{entry.label} ({given})"
+        for entry, given in zip(entries, budgets, strict=True)
+        if given != usual
+    ]
+    if others:
+        return False, f"Not the same budget: {several(others)} against {usual} for the rest."
+    if usual == "not recorded":
+        return False, "The runs do not say what their budget was."
+    return True, f"The same budget for every method: {usual}."
+
+
+def notices(entries: Sequence[Entry]) -> tuple[str, ...]:
+    """Return one line for each difference, beside the algorithm, that can explain a result."""
+    lines = [
+        _differ(entries, "Normalisation", lambda e: e.normalisation),
+        _differ(entries, "Model", lambda e: e.model),
+        _differ(entries, "Training seeds", lambda e: ", ".join(map(str, e.seeds))),
+        _differ(entries, "Most steps at test", lambda e: str(len(e.by_step) - 1)),
+        _differ(entries, "Hardware", lambda e: "; ".join(e.devices), "; seconds do not compare"),
+        *(f"{e.label}: {_happened(e)} while training." for e in entries if e.divergence),
+    ]
+    if entries[0].tasks < FEW_TASKS:
+        lines.append(f"Only {entries[0].tasks} test tasks: intervals are rough, 600 are usual.")
+    return tuple(line for line in lines if line)
+
+
+def _differ(
+    entries: Sequence[Entry], what: str, of: Callable[[Entry], str], so: str = ""
+) -> str | None:
+    holders: dict[str, list[str]] = {}
+    for entry in entries:
+        holders.setdefault(of(entry), []).append(entry.label)
+    if len(holders) == 1:
+        return None
+    who = "; ".join(f"{value} ({several(labels)})" for value, labels in holders.items())
+    return f"{what}: not the same for all: {who}{so}."
+
+
+def _happened(entry: Entry) -> str:
+    return several([f"{n:,} {key.replace('_', ' ')}" for key, n in entry.divergence.items()])

@@ -1,0 +1,138 @@
+"""The figures of a comparison: adaptation, paired differences, score against compute."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from metarun import plots
+from metarun.report.protocol import title
+from metarun.report.result import Comparison, Entry, Section
+from metarun.report.words import METRIC_NAMES, score, signed
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BESIDE = (1.02, 0.5)
+ROOM = 2.3  # either side of the costs: enough for two ticks of 1, 2, 5
+
+
+class Picture(NamedTuple):
+    """A figure of one section, drawn twice: as a file and for a page."""
+
+    section: int
+    file: str
+    caption: str
+    alt: str
+    png: bytes
+    svg: bytes
+
+
+def figures(comparison: Comparison) -> list[Picture]:
+    """Draw all figures of all sections; a single method has no paired differences to show."""
+    drawn: list[Picture] = []
+    for number, section in enumerate(comparison.sections):
+        style = plots.styles({entry.label: entry.algo for entry in section.entries})
+        kinds = {"adaptation": _adaptation, "paired": _paired, "compute": _compute}
+        if len(section.entries) == 1:
+            del kinds["paired"]
+        for kind, draw in kinds.items():
+            figure, caption, alt = draw(section, style)
+            svg = plots.render(figure, "svg")  # its page has the caption; a file needs its own
+            with plots.look():
+                figure.suptitle(f"{caption}: {title(section)}", x=0.01, ha="left", weight="bold")
+            file = f"comparison{f'-{number + 1}' if number else ''}-{kind}.png"
+            drawn.append(Picture(number, file, caption, alt, plots.render(figure, "png"), svg))
+    return drawn
+
+
+def _adaptation(section: Section, style: dict[str, plots.Style]) -> tuple[Figure, str, str]:
+    metric, caption = section.metric, "Adaptation to a new task"
+    with plots.sheet(8.0, 4.0) as (figure, (axes,)):
+        for entry in section.entries:
+            plots.curve(axes, entry.by_step, entry.ci95_by_step, metric, style[entry.label])
+        plots.adaptation_axes(axes, metric, "")
+        _legend(axes, section.entries)
+    ends = "; ".join(
+        f"{e.label} from {score(e.by_step[0], None, metric)} "
+        f"to {score(e.by_step[-1], None, metric)} in {len(e.by_step) - 1} steps"
+        for e in section.entries
+    )
+    return figure, caption, f"{METRIC_NAMES[metric].capitalize()} by adaptation step: {ends}."
+
+
+def _paired(section: Section, style: dict[str, plots.Style]) -> tuple[Figure, str, str]:
+    factor = plots.scale(section.metric)
+    pairs = [pair for pair in section.pairs if pair.b == section.reference][::-1]
+    with plots.sheet(8.0, 1.1 + 0.42 * len(pairs)) as (figure, (axes,)):
+        axes.axvline(0, color="#555555", linewidth=1.2)
+        for row, pair in enumerate(pairs):
+            sign = 1 if pair.advantage == pair.difference else -1
+            for seed in pair.per_seed if len(pair.per_seed) > 1 else ():
+                x = factor * sign * seed.difference
+                axes.plot(x, row - 0.22, ".", color=style[pair.a].colour, alpha=0.6)
+            axes.errorbar(
+                factor * pair.advantage,
+                row,
+                xerr=factor * pair.ci95,
+                color=style[pair.a].colour,
+                marker=style[pair.a].marker,
+                markersize=7,
+                elinewidth=2.2,
+                capsize=4,
+            )
+        axes.set_yticks(range(len(pairs)), [pair.a for pair in pairs], color=plots.INK)
+        axes.set_ylim(-0.6, len(pairs) - 0.4)
+        axes.grid(axis="y", visible=False)
+        axes.margins(x=0.12)
+        unit = "percentage points" if section.metric == "accuracy" else "less squared error"
+        axes.set_xlabel(f"advantage over {section.reference} ({unit}); right of zero is better")
+    said = "; ".join(f"{p.a} {signed(p.advantage, p.ci95, section.metric)}" for p in pairs[::-1])
+    caption = f"Paired difference from {section.reference}"
+    return figure, caption, f"Advantage over {section.reference} on the same tasks: {said}."
+
+
+def _compute(section: Section, style: dict[str, plots.Style]) -> tuple[Figure, str, str]:
+    metric = section.metric
+    caption = f"{METRIC_NAMES[metric].capitalize()} against cost"
+    with plots.sheet(8.0, 3.7, columns=2) as (figure, axes):
+        for one, key, what in zip(
+            axes,
+            ("flops_total", "train_seconds"),
+            ("training compute (FLOP)", "training time (s)"),
+            strict=True,
+        ):
+            for entry in section.entries:
+                _cost_point(one, entry, key, metric, style[entry.label])
+            if spent := [x for entry in section.entries if (x := entry.cost.get(key))]:
+                plots.logarithmic(one, "x")
+                one.set_xlim(min(spent) / ROOM, max(spent) * ROOM)
+            one.set_xlabel(what)
+            if metric == "mse":
+                plots.spread(one)
+        axes[0].set_ylabel(f"test {plots.axis_label(metric)}")
+        _legend(axes[1], section.entries)
+    return figure, caption, f"{caption}; the figures are in the table of costs."
+
+
+def _cost_point(axes: Axes, entry: Entry, key: str, metric: str, style: plots.Style) -> None:
+    y, half = plots.scale(metric) * entry.mean, plots.scale(metric) * entry.ci95
+    if spent := entry.cost.get(key):
+        axes.errorbar(
+            spent, y, half, color=style.colour, marker=style.marker, linestyle="none", capsize=3
+        )
+    else:  # nothing spent has no place on a logarithmic axis
+        axes.axhline(y, color=style.colour, linestyle="--", linewidth=1.4)
+
+
+def _legend(axes: Axes, entries: Sequence[Entry]) -> None:
+    from matplotlib.lines import Line2D
+
+    style = plots.styles({entry.label: entry.algo for entry in entries})
+    handles = [
+        Line2D([], [], color=style[e.label].colour, marker=style[e.label].marker) for e in entries
+    ]
+    # matplotlib hides a label that starts with an underscore.
+    names = [f" {e.label}" if e.label.startswith("_") else e.label for e in entries]
+    axes.legend(handles, names, loc="center left", bbox_to_anchor=BESIDE, labelcolor=plots.INK)

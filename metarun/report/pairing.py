@@ -1,0 +1,98 @@
+"""Methods that met the same tasks, set against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import cast
+
+from metarun.errors import ConfigError
+from metarun.report.fairness import fairness, notices
+from metarun.report.pooling import Method, methods
+from metarun.report.result import Pair, Section, SeedDifference
+from metarun.report.runs import Run
+from metarun.statistics import holm, paired, seed_ci
+
+HIGHER_IS_BETTER = {"accuracy": True, "mse": False}
+REFERENCES = ("transfer", "scratch")  # the first that took part
+
+
+def section(runs: Sequence[Run], reference: str | None) -> Section:
+    """Compare runs that met the same tasks: methods best first, pairs with the reference first.
+
+    Raises: ConfigError for a reference that means several methods.
+    """
+    first = runs[0]
+    up = HIGHER_IS_BETTER[first.metric]
+    modes = _mode_names(runs)
+    found = sorted(methods(runs, len(modes)), key=lambda m: -m.entry.mean if up else m.entry.mean)
+    entries = tuple(method.entry for method in found)
+    chosen = _reference(found, reference)
+    fair, sentence = fairness(entries)
+    return Section(
+        dataset=str(first.outcome["dataset"]),
+        shape=dict(first.outcome["shape"]),
+        metric=first.metric,
+        task_list=str(first.outcome["task_list"]),
+        tasks=len(first.task),
+        reference=chosen,
+        entries=entries,
+        pairs=_pairs(found, chosen, 1 if up else -1),
+        modes=modes if len(modes) > 1 else (),
+        fair=fair,
+        fairness=sentence,
+        notices=notices(entries),
+    )
+
+
+def _reference(found: Sequence[Method], asked: str | None) -> str:
+    labels = [method.entry.label for method in found]
+    for name in (asked, *REFERENCES):
+        if name in labels:
+            return name
+        same = [method.entry.label for method in found if method.entry.algo == name]
+        if len(same) > 1 and name == asked:
+            raise ConfigError(f"reference={name}: is one of {', '.join(same)}; give it whole")
+        if same:
+            return min(same)  # not the best: that would be a choice by the test tasks
+    return labels[0]
+
+
+def _pairs(found: Sequence[Method], reference: str, sign: int) -> tuple[Pair, ...]:
+    base = next(method for method in found if method.entry.label == reference)
+    others = [method for method in found if method is not base]
+    couples = [(method, base) for method in others] + list(combinations(others, 2))
+    results = [paired(a.scores, b.scores) for a, b in couples]
+    adjusted = holm([result.p_value for result in results])
+    pairs: list[Pair] = []
+    for (a, b), result, p_holm in zip(couples, results, adjusted, strict=True):
+        seeds = [s for s in a.by_seed if s in b.by_seed]
+        each = [(seed, paired(a.by_seed[seed], b.by_seed[seed])) for seed in seeds]
+        pairs.append(
+            Pair(
+                a=a.entry.label,
+                b=b.entry.label,
+                difference=result.difference,
+                ci95=result.ci95,
+                p_value=result.p_value,
+                p_holm=float(p_holm),
+                tasks=result.tasks,
+                advantage=sign * result.difference,
+                per_seed=tuple(
+                    SeedDifference(s, one.difference, one.ci95, one.p_value) for s, one in each
+                ),
+                seeds_ci95=seed_ci([one.difference for _, one in each]).ci95
+                if len(each) > 1
+                else None,
+            )
+        )
+    return tuple(pairs)
+
+
+def _mode_names(runs: Sequence[Run]) -> tuple[str, ...]:
+    named = [(run.outcome.get("clusters") or {}).get("modes") or [] for run in runs]
+    number = max([int(run.mode.max()) + 1 for run in runs] + [len(names) for names in named])
+    names = max(cast(list[list[str]], named), key=len)
+    return tuple(str(name) for name in names) + tuple(
+        f"family {m}" for m in range(len(names), number)
+    )

@@ -1,0 +1,238 @@
+"""The tables of a report as plain rows of text, for Markdown and HTML alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from metarun.report.words import (
+    DASH,
+    agreement,
+    bare,
+    bare_p,
+    budget,
+    chosen,
+    count,
+    flop,
+    memory,
+    over_seeds,
+    queries,
+    score,
+    seconds,
+    shape,
+    signed,
+    training,
+)
+
+if TYPE_CHECKING:
+    from metarun.report.result import Comparison, Entry, Section
+
+
+MOST_STEPS = 11  # that a table shows of a curve
+LONGEST_NAME = 12  # of a reference in a heading that must stay narrow
+
+
+class Table(NamedTuple):
+    """A caption, headings and rows of text; `words` are the columns that hold no figures."""
+
+    caption: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    words: frozenset[int] = frozenset({0})
+
+
+def results(section: Section) -> Table:
+    """Return each method's score and its paired advantage over the reference."""
+    metric = section.metric
+    unit = "points" if metric == "accuracy" else "less error"
+    seeds = any(entry.seeds_ci95 is not None for entry in section.entries)
+    head = ["Method", f"Test {metric}", f"Advantage over {section.reference} ({unit})", "p"]
+    head += ["± over seeds (number)"] if seeds else []
+    rows: list[tuple[str, ...]] = []
+    for entry in section.entries:
+        row = [entry.label, score(entry.mean, entry.ci95, metric), *_advantage(section, entry)]
+        if seeds:
+            row.append(over_seeds(entry.seeds_ci95, len(entry.seeds), metric))
+        rows.append(tuple(row))
+    return Table("Results on held-out tasks", tuple(head), tuple(rows))
+
+
+def overview(section: Section) -> Table:
+    """Return the results and the cost in few enough words for a terminal of 80 columns."""
+    found = results(section)
+    short = section.reference if len(section.reference) <= LONGEST_NAME else "reference"
+    head = ("Method", f"Test {section.metric}", f"Over {short}", "p")
+    head += ("Over seeds",) * (len(found.head) - len(head)) + ("Time", "FLOP")
+    rows = tuple(
+        (
+            *row,
+            seconds(entry.cost.get("train_seconds")),
+            flop(entry.cost.get("flops_total")).removesuffix("FLOP"),
+        )
+        for row, entry in zip(found.rows, section.entries, strict=True)
+    )
+    return Table("", head, rows)
+
+
+def costs(section: Section) -> Table:
+    """Return what each method's training cost."""
+    head = ("Method", "Meta-steps", "Training time", "Compute", "Compute a step", "Peak memory")
+    head += ("Parameters", "of them meta-learned")
+    rows = tuple(
+        (
+            entry.label,
+            count(entry.cost.get("meta_steps")),
+            seconds(entry.cost.get("train_seconds")),
+            flop(entry.cost.get("flops_total")),
+            flop(entry.cost.get("flops_per_meta_step")),
+            memory(entry.cost.get("peak_memory_bytes")),
+            count(entry.cost.get("parameters")),
+            count(entry.cost.get("meta_parameters")),
+        )
+        for entry in section.entries
+    )
+    return Table("What training cost, mean over seeds", head, rows)
+
+
+def curves(section: Section) -> Table:
+    """Return each method's score after 0..K steps; of long curves, evenly spread steps."""
+    steps = _shown(max(len(entry.by_step) for entry in section.entries) - 1)
+    rows = tuple(
+        (entry.label, *(_at(entry, step, section.metric) for step in steps))
+        for entry in section.entries
+    )
+    unit = "accuracy in %" if section.metric == "accuracy" else section.metric
+    return Table(f"By adaptation step, {unit}", ("Steps", *map(str, steps)), rows)
+
+
+def pairs(section: Section) -> Table:
+    """Return every pair; above zero the first of the two is better."""
+    metric = section.metric
+    head = ("Pair", "Advantage", "p", "p (Holm)", "Tasks", "± over seeds (number)")
+    rows = tuple(
+        (
+            f"{p.a} against {p.b}",
+            signed(p.advantage, p.ci95, metric),
+            bare_p(p.p_value),
+            bare_p(p.p_holm),
+            count(p.tasks),
+            over_seeds(p.seeds_ci95, len(p.per_seed), metric),
+        )
+        for p in section.pairs
+    )
+    return Table("Every pair, on the same tasks", head, rows)
+
+
+def families(section: Section) -> Table:
+    """Return each method's score in each family of tasks."""
+    rows = tuple(
+        (entry.label, *(score(mean, None, section.metric) for mean in entry.per_mode))
+        for entry in section.entries
+    )
+    return Table("By family of tasks", ("Method", *section.modes), rows)
+
+
+def clusters(section: Section) -> Table:
+    """Return how clusters, chosen by the support alone, agree with the true families."""
+    names = {"purity": "Purity", "nmi": "NMI", "ari": "ARI", "effective": "Clusters in use"}
+    rows = tuple(
+        (
+            entry.label,
+            *(f"{entry.clusters[key]:.2f}" if key in entry.clusters else DASH for key in names),
+            "; ".join(_usage(usage) for usage in entry.clusters["usage"]),
+        )
+        for entry in section.entries
+        if entry.clusters
+    )
+    head = ("Method", *names.values(), "Usage, a seed each")
+    return Table("Clusters against families", head, rows, frozenset({0, 5}))
+
+
+def seeds(section: Section) -> Table:
+    """Return every run: its seed, score, what validation chose, budget, folder."""
+    rows = tuple(
+        (
+            entry.label,
+            str(entry.seeds[i]),
+            score(entry.seed_means[i], None, section.metric),
+            chosen(entry.chosen[i]),
+            budget(entry.budget),
+            folder,
+        )
+        for entry in section.entries
+        for i, folder in enumerate(entry.folders)
+    )
+    head = ("Method", "Seed", "Score", "Chosen on validation", "Budget", "Folder")
+    return Table("Runs", head, rows, frozenset({0, 3, 4, 5}))
+
+
+def left_out(comparison: Comparison) -> Table:
+    """Return the runs that could not be used, and why."""
+    rows = tuple((x.name, x.status, x.reason, x.folder) for x in comparison.left_out)
+    head = ("Run", "State", "Why", "Folder")
+    return Table("Not in the comparison", head, rows, frozenset({0, 1, 2, 3}))
+
+
+def of_run(outcome: Mapping[str, Any]) -> Table:
+    """Return the result of one run, from its outcome.json, with the protocol beside the numbers."""
+    whose = f"{outcome.get('algo', '?')} on {outcome.get('dataset', '?')}"
+    caption = f"{whose}, seed {outcome.get('seed', '?')}"
+    if outcome.get("status") != "done":
+        ended = f"{outcome.get('status')}: {outcome.get('reason', 'no reason given')}"
+        return Table(caption, ("", ""), (("status", ended),), frozenset({0, 1}))
+    cost, shape_ = outcome.get("cost") or {}, outcome.get("shape") or {}
+    rows: list[tuple[str, str]] = []
+    for metric, test in outcome["test"].items():
+        result = score(float(test["mean"]), float(test["ci95"]), metric)
+        steps = _shown(len(test["by_step"]) - 1)
+        curve = ", ".join(bare(float(test["by_step"][step]), metric) for step in steps)
+        if len(steps) < len(test["by_step"]):
+            curve += f" (at {', '.join(map(str, steps))})"
+        rows += [(f"test {metric}", f"{result} on {test['tasks']:,} held-out tasks")]
+        rows += [("by step", curve), ("task", shape(shape_, metric))]
+        rows += [("queries", queries(shape_, metric))]
+    learned = f"{count(cost.get('meta_parameters'))} meta-learned"
+    rows += [
+        ("chosen", chosen(outcome.get("chosen") or {})),
+        ("normalisation", str(outcome.get("normalisation", "not recorded"))),
+        ("task list", str(outcome.get("task_list", ""))[:8] or "not recorded"),
+        ("budget", budget(outcome.get("budget") or {})),
+        ("training", training(cost)),
+        ("parameters", f"{count(cost.get('parameters'))}, {learned}"),
+    ]
+    if "purity" in (groups := outcome.get("clusters") or {}):
+        rows.append(("clusters", agreement(groups)))
+    if any((lost := outcome.get("divergence") or {}).values()):
+        said = ", ".join(f"{n} {key.replace('_', ' ')}" for key, n in lost.items())
+        rows.append(("diverged", said))
+    return Table(caption, ("", ""), tuple(rows), frozenset({0, 1}))
+
+
+def of_section(section: Section) -> list[Table]:
+    """Return the tables after the results, in reading order."""
+    several = [pairs(section)] if len(section.entries) > 2 else []
+    modes = [families(section)] if section.modes else []
+    groups = [clusters(section)] if any(entry.clusters for entry in section.entries) else []
+    return [costs(section), curves(section), *several, *modes, *groups, seeds(section)]
+
+
+def _advantage(section: Section, entry: Entry) -> tuple[str, str]:
+    pair = section.against_reference(entry.label)
+    if pair is None:
+        return ("reference", "")
+    return signed(pair.advantage, pair.ci95, section.metric), bare_p(pair.p_value)
+
+
+def _at(entry: Entry, step: int, metric: str) -> str:
+    return bare(entry.by_step[step], metric) if step < len(entry.by_step) else ""
+
+
+def _shown(last: int) -> list[int]:
+    return sorted({round(i * last / (MOST_STEPS - 1)) for i in range(MOST_STEPS)})
+
+
+def _usage(usage: Any) -> str:
+    if not isinstance(usage, list):
+        return DASH
+    total = sum(usage) or 1
+    return ", ".join(f"{100 * share / total:.0f} %" for share in usage)

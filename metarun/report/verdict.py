@@ -1,0 +1,90 @@
+"""The sentence at the top: is the meta-learned start better, and what did it cost?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from metarun.report.words import METRIC_NAMES, budget, flop, p_value, ratio, score, seconds
+
+if TYPE_CHECKING:
+    from metarun.report.result import Entry, Pair, Section
+
+STARTS = {"scratch": "random", "transfer": "pre-trained"}
+
+
+class Verdict(NamedTuple):
+    """A question, its answer in a word, the evidence and the price."""
+
+    question: str
+    answer: str  # Yes, No, Not clear; empty when there is nothing to compare
+    evidence: str
+    cost: str
+
+
+def verdict(section: Section) -> Verdict:
+    """Judge the best meta-learned method against the reference; p is adjusted for all pairs.
+
+    Without a meta-learned method, or against one, it judges the best other method by its name.
+    """
+    others = [entry for entry in section.entries if entry.label != section.reference]
+    reference = section.entry(section.reference)
+    if not others:
+        reached = score(reference.mean, reference.ci95, section.metric)
+        evidence = f"{reference.label} reaches {_on(section, reached)}; nothing to compare it with."
+        return Verdict("", "", evidence, "")
+    best = next((entry for entry in others if entry.algo not in STARTS), others[0])
+    pair = section.against_reference(best.label)
+    assert pair is not None
+    return Verdict(
+        _question(best, reference),
+        _answer(pair),
+        _evidence(section, best, pair),
+        _cost(best, reference),
+    )
+
+
+def _question(best: Entry, reference: Entry) -> str:
+    if best.algo in STARTS or reference.algo not in STARTS:
+        return f"Is {best.label} better than {reference.label}?"
+    return f"Is the meta-learned start better than the {STARTS[reference.algo]} one?"
+
+
+def _answer(pair: Pair) -> str:
+    if abs(pair.difference) <= pair.ci95 or pair.p_holm >= 0.05:
+        return "Not clear"
+    return "Yes" if pair.advantage > 0 else "No"
+
+
+def _evidence(section: Section, best: Entry, pair: Pair) -> str:
+    metric = section.metric
+    reference = section.entry(section.reference)
+    word = "higher" if pair.difference >= 0 else "lower"
+    gap = score(abs(pair.difference), pair.ci95, metric).replace(" %", " percentage points")
+    ours = score(best.mean, best.ci95, metric)
+    theirs = score(reference.mean, reference.ci95, metric)
+    seeds = f", {len(best.seeds)} training seeds" if len(best.seeds) > 1 else ""
+    return (
+        f"{best.label} reaches {_on(section, ours)}{seeds}; {reference.label} reaches {theirs} "
+        f"on the same tasks. Task by task, {best.label} is {gap} {word} ({p_value(pair.p_holm)})."
+    )
+
+
+def _on(section: Section, reached: str) -> str:
+    kind = "an " if section.metric == "accuracy" else "a "
+    return f"{kind}{METRIC_NAMES[section.metric]} of {reached} on {section.tasks:,} held-out tasks"
+
+
+def _cost(best: Entry, reference: Entry) -> str:
+    unequal = budget(best.budget) != budget(reference.budget)
+    return _spent(best, reference) + (" Their budgets differ: not a fair contest." * unequal)
+
+
+def _spent(best: Entry, reference: Entry) -> str:
+    ours, theirs = best.cost.get("flops_total"), reference.cost.get("flops_total")
+    times = f"{seconds(best.cost.get('train_seconds'))} of training against "
+    times += seconds(reference.cost.get("train_seconds"))
+    if not ours or not theirs:
+        spent = "" if ours is None else f" and {flop(ours)} of compute against {flop(theirs)}"
+        return f"It took {times}{spent}."
+    compute = f"{ratio(ours, theirs)} compute ({flop(ours)} against {flop(theirs)})"
+    return f"It took {compute} and {times}."

@@ -1,0 +1,76 @@
+"""The comparison in a terminal, letter by letter, at 80 columns."""
+
+import io
+
+from rich.console import Console
+
+from metarun import console
+from metarun.compare import compare
+from metarun.report.runs import load
+
+
+def rendered(what, width=80):
+    """The lines of a renderable, without the blanks that pad them."""
+    screen = Console(file=io.StringIO(), width=width, record=True, markup=False, highlight=False)
+    screen.print(what)
+    return [line.rstrip() for line in screen.export_text().splitlines()]
+
+
+def test_comparison_of_three_seeds(sweep):
+    lines = rendered(console.comparison_table(compare(load([sweep]))))
+    assert lines[:24] == [
+        "1 of the runs found could not be used; they are listed below.",
+        "",
+        "glyphs, 5-way 1-shot",
+        "",
+        " Method    Test accuracy  Over transfer       p  Over seeds  Time    FLOP",
+        " ────────────────────────────────────────────────────────────────────────",
+        " maml       67.3 ± 0.9 %     +9.7 ± 0.4  <0.001   ± 1.4 (3)  63 s  11.0 T",
+        " fomaml     64.7 ± 1.0 %     +7.1 ± 0.5  <0.001   ± 0.8 (3)  41 s   7.4 T",
+        " imaml      62.9 ± 0.9 %     +5.3 ± 0.5  <0.001   ± 2.5 (3)  88 s  16.0 T",
+        " transfer   57.6 ± 0.9 %      reference           ± 0.2 (3)  21 s   2.9 T",
+        " scratch    39.2 ± 0.9 %    \N{MINUS SIGN}18.4 ± 0.5  <0.001   ± 0.2 (3)   0 s       0",
+        "",
+        "Is the meta-learned start better than the pre-trained one? Yes. maml reaches an",
+        "accuracy of 67.3 ± 0.9 % on 600 held-out tasks, 3 training seeds; transfer",
+        "reaches 57.6 ± 0.9 % on the same tasks. Task by task, maml is 9.7 ± 0.4",
+        "percentage points higher (p < 0.001). It took 3.8 times the compute (11.0 TFLOP",
+        "against 2.9 TFLOP) and 63 s of training against 21 s.",
+        "",
+        "The same budget for every method: 1,000 meta-steps.",
+        "Test tasks: 600 held out, list ca978112; Queries: 15 a class; Normalisation:",
+        "batch, transductive; Budget: 1,000 meta-steps; Model: conv4; Seeds: 0, 1, 2;",
+        "Hardware: cpu, 2 threads. ± is 1.96 standard errors over tasks.",
+        "",
+        "Not in the comparison",
+    ]
+    assert "maml seed 3   unfinished" in lines[27]
+
+
+def test_regression_fits_too(make_run):
+    runs = [
+        make_run(f"{algo}{seed}", algo, seed=seed, metric="mse", config={"algo": {"rate": rate}})
+        for algo in ("transfer", "maml", "clustered")
+        for seed in (0, 1)
+        for rate in ([1] if algo != "maml" else [0.001 + seed])
+    ]
+    text = rendered(console.comparison_table(compare(load(runs))))
+    assert max(map(len, text)) <= 80
+    assert not any("…" in line for line in text)
+    variants = [*runs[2:4]]
+    heading = rendered(console.comparison_table(compare(load(variants))))[3]
+    assert "Over reference" in heading
+    words = " ".join(text).split()
+    assert "rate=0.001" in words
+    assert "rate=1.001" in words
+
+
+def test_a_name_is_not_markup(make_run):
+    def hostile(outcome, _):
+        outcome.update(algo="[red]", dataset="[/]", normalisation="[bold]x")
+
+    text = "\n".join(
+        rendered(console.comparison_table(compare(load([make_run("m", edit=hostile)]))))
+    )
+    for name in ("[red]", "[/]", "[bold]x"):
+        assert name in text

@@ -1,0 +1,83 @@
+"""Figures: drawn for any label and any gap, with colours that stay with their method."""
+
+import math
+import struct
+
+import pytest
+
+from metarun import plots
+from metarun.errors import StorageError
+
+
+def size(path):
+    """Width and height of a PNG."""
+    return struct.unpack(">II", path.read_bytes()[16:24])
+
+
+def test_adaptation_is_a_png_of_fixed_size_and_bytes(tmp_path):
+    for name in ("a.png", "b.png"):
+        plots.adaptation([0.2, 0.5, 0.6], [0.01] * 3, "accuracy", "maml", tmp_path / name)
+    assert size(tmp_path / "a.png") == (960, 608)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "title", ["$\\frac{$", "_hidden", "[red]", "字 \u0416", "a\nb", "%s {} \\"]
+)
+def test_a_title_is_text(tmp_path, title):
+    plots.adaptation([0.2, 0.5], [0.01] * 2, "accuracy", title, tmp_path / "a.png")
+    assert size(tmp_path / "a.png") == (960, 608)
+
+
+@pytest.mark.parametrize("curve", [[math.nan, math.inf], ["NaN", "Infinity"], [0.0, 0.0], [1.0]])
+def test_gaps_and_flat_curves_can_be_drawn(tmp_path, curve):
+    plots.adaptation(curve, [math.nan] * len(curve), "mse", "t", tmp_path / "a.png")
+    assert (tmp_path / "a.png").exists()
+
+
+def test_errors_of_several_magnitudes_get_a_logarithmic_axis():
+    style = plots.Style("#000000", "o")
+    for means, expected in (([4.0, 0.02], "log"), ([4.0, 3.0], "linear")):
+        with plots.sheet(4, 3) as (_, (axes,)):
+            plots.curve(axes, means, [0.001] * 2, "mse", style)
+            plots.adaptation_axes(axes, "mse", "")
+            assert axes.get_yscale() == expected
+
+
+def test_training_draws_records_of_a_resumed_run_and_of_an_empty_one(tmp_path):
+    records = [{"kind": "start", "step": 0}]
+    records += [{"kind": "train", "step": s, "loss": 1 / (s + 1)} for s in range(50)]
+    records += [{"kind": "train", "step": s, "loss": "NaN"} for s in range(40, 45)]
+    records += [{"kind": "validate", "step": 9, "accuracy": {"mean": 0.4, "ci95": 0.01}}]
+    plots.training(records, "accuracy", tmp_path / "a.png")
+    plots.training([], "mse", tmp_path / "b.png")
+    assert size(tmp_path / "a.png") == size(tmp_path / "b.png") == (1440, 576)
+
+
+def test_a_method_keeps_its_colour_whoever_else_takes_part():
+    alone = plots.styles({"maml": "maml"})
+    crowd = plots.styles(
+        {f"m{i}": f"m{i}" for i in range(20)} | {"maml": "maml", "scratch": "scratch"}
+    )
+    assert alone["maml"].colour == crowd["maml"].colour
+    assert len(crowd) == 22
+    variants = plots.styles({f"maml lr={i}": "maml" for i in range(7)})
+    assert len({style.colour for style in variants.values()}) == 7
+    assert len({style.marker for style in variants.values()}) == 7
+
+
+def test_known_colours_stay_apart_for_colour_blind_readers():
+    def seen(colour):
+        """Roughly what a deuteranope sees: red and green fall together (Vienot et al., 1999)."""
+        r, g, b = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+        both = 0.29275 * r + 0.70725 * g
+        return both, b - 0.02234 * (r - g)
+
+    colours = [seen(colour) for colour in plots.COLOURS.values()]
+    gaps = [math.dist(a, b) for i, a in enumerate(colours) for b in colours[:i]]
+    assert min(gaps) > 0.1
+
+
+def test_no_room_for_a_figure_is_a_storage_error(tmp_path):
+    with pytest.raises(StorageError):
+        plots.adaptation([0.1, 0.2], [0.1, 0.1], "mse", "", tmp_path / "gone" / "a.png")

@@ -1,0 +1,95 @@
+"""Numbers as people read them."""
+
+import math
+
+import pytest
+
+from metarun.report import words
+
+
+@pytest.mark.parametrize(
+    ("mean", "ci95", "metric", "expected"),
+    [
+        (0.6124, 0.0112, "accuracy", "61.2 ± 1.1 %"),
+        (0.6124, None, "accuracy", "61.2 %"),
+        (1.0, 0.0, "accuracy", "100.0 ± 0.0 %"),
+        (0.41234, 0.0214, "mse", "0.412 ± 0.021"),
+        (0.41234, 0.071, "mse", "0.41 ± 0.07"),
+        (312.4, 21.0, "mse", "312 ± 21"),
+        (0.000412, 0.000021, "mse", "0.000412 ± 0.000021"),
+        (0.0123, None, "mse", "0.0123"),
+        (0.0, None, "mse", "0.0"),
+        (math.nan, 0.1, "mse", words.DASH),
+        (0.5, math.nan, "accuracy", "50.0 %"),
+    ],
+)
+def test_score(mean, ci95, metric, expected):
+    assert words.score(mean, ci95, metric) == expected
+
+
+def test_signed_has_a_sign_and_a_true_minus():
+    assert words.signed(0.0914, 0.0088, "accuracy") == "+9.1 ± 0.9"
+    assert words.signed(-0.0914, 0.0088, "accuracy") == f"{words.MINUS}9.1 ± 0.9"
+    assert words.signed(1.92, 0.1, "mse") == "+1.92 ± 0.10"
+
+
+@pytest.mark.parametrize(
+    ("p", "expected"), [(0.0, "<0.001"), (0.0314, "0.031"), (0.0999, "0.100"), (0.7, "0.70")]
+)
+def test_p_values(p, expected):
+    assert words.bare_p(p) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0, "0 s"),
+        (0.42, "0.4 s"),
+        (63.2, "63 s"),
+        (603, "10 min 3 s"),
+        (7500, "2 h 5 min"),
+        (None, words.DASH),
+        (math.inf, words.DASH),
+    ],
+)
+def test_seconds(value, expected):
+    assert words.seconds(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0, "0"),
+        (999, "999 FLOP"),
+        (1.1e13, "11.0 TFLOP"),
+        (9.999e14, "1.0 PFLOP"),
+        (None, words.DASH),
+    ],
+)
+def test_flop(value, expected):
+    assert words.flop(value) == expected
+
+
+def test_memory_budget_and_shape():
+    assert words.memory(480 * 2**20) == "480 MiB"
+    assert words.budget({"unit": "meta_steps", "total": 1000}) == "1,000 meta-steps"
+    assert words.budget({"unit": "seconds", "total": 0.5}) == "0.5 seconds"
+    assert words.budget({"unit": "flops", "total": 1e15}) == "1.0 PFLOP"
+    assert words.budget({}) == "not recorded"
+    assert words.shape({"ways": 5, "shots": 1}, "accuracy") == "5-way 1-shot"
+    assert words.shape({"ways": 1, "shots": 10}, "mse") == "10-point regression"
+
+
+def test_ratio_and_lists():
+    assert [words.ratio(a, 1) for a in (1.02, 3.42, 0.35, 27.4)] == [
+        "the same",
+        "3.4 times the",
+        "0.35 times the",
+        "27 times the",
+    ]
+    assert [words.several(list("abc")[:n]) for n in range(4)] == ["", "a", "a and b", "a, b and c"]
+
+
+def test_chosen_names_every_rate():
+    assert words.chosen({"steps": 1, "inner_lr": 0.4}) == "1 step, inner_lr 0.4"
+    assert words.chosen({"steps": 3}) == "3 steps"

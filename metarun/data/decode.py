@@ -1,0 +1,52 @@
+"""Encoded images to squares of bytes; refuses what is no image, or an enormous one."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Literal
+
+from PIL import Image, ImageOps
+
+from metarun.errors import DataError
+
+Mode = Literal["L", "RGB"]
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+MOST_PIXELS = 2**26
+
+
+def decode(data: bytes, name: str) -> Image.Image:
+    """Decode an image; `name` is what an error calls it.
+
+    Raises:
+        DataError: it is not an image that pillow can read whole, or has over 64 million pixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pillow's own, larger limit
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.width * image.height <= MOST_PIXELS:
+            image.load()
+            return image
+    # Seven decoders meet unknown bytes here, and none of them says what it may raise.
+    except Exception as error:
+        reason = "too many pixels" if isinstance(error, Image.DecompressionBombError) else error
+        short = " ".join(str(reason).split())
+        raise DataError(f"{name}: not a readable image ({short}); replace or remove it") from error
+    raise DataError(
+        f"{name}: {image.width} x {image.height} pixels, over {MOST_PIXELS}; make it smaller"
+    )
+
+
+def square(image: Image.Image, size: int, mode: Mode) -> bytes:
+    """Return an image's largest centred square, resized by Lanczos' filter, row by row.
+
+    It is turned as its camera said; what is transparent becomes white.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits, which `convert` would clip instead of scaling
+        image = image.convert("I").point(lambda value: value / 257).convert("L")
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return ImageOps.fit(image.convert(mode), (size, size), Image.Resampling.LANCZOS).tobytes()

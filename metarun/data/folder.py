@@ -1,0 +1,141 @@
+"""The user's own images: one folder a class, and a folder a split where the user has split them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from pydantic import Field
+
+from metarun.data.counter import bits
+from metarun.data.decode import Mode, decode, square
+from metarun.data.fetch import readable
+from metarun.data.images import ImageSource, Pictures, Rotations, image_source
+from metarun.data.source import Split
+from metarun.data.store import stored
+from metarun.errors import ConfigError, DataError
+
+FORMAT = 1  # raise it whenever the pictures change
+SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+SPLIT_NAMES: dict[str, Split] = {
+    "train": "train",
+    "validation": "validation",
+    "val": "validation",
+    "test": "test",
+}
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+def folder(
+    root: Path,
+    *,
+    path: str,
+    size: Annotated[int, Field(ge=4, le=1024)],
+    colour: bool,
+    rotations: Rotations,
+    train_fraction: Fraction,
+    validation_fraction: Fraction,
+    split_seed: Annotated[int, Field(ge=0)],
+) -> ImageSource:
+    """Give few-shot tasks over a folder of images, `class/image.png` or `split/class/image.png`.
+
+    `path` is taken from the working directory, else from `root`. Images of any size and kind are
+    cut to their largest centred square and resized. Folders named train, validation (or val) and
+    test, and no others, are the splits; otherwise classes are dealt out by the fractions, of which
+    test gets the rest, in an order that `split_seed` names.
+
+    Raises:
+        DataError: no such folder, no images in it or in a class, or an image that cannot be read.
+        ConfigError: the fractions leave nothing for test.
+    """
+    if train_fraction + validation_fraction >= 1:
+        raise ConfigError(
+            f"dataset.train_fraction={train_fraction}: with dataset.validation_fraction="
+            f"{validation_fraction} nothing is left for test; their sum must be below 1"
+        )
+    place = _locate(root, path)
+    mode: Mode = "RGB" if colour else "L"
+    with readable():
+        files = _images_by_class(place)
+        pictures = stored(_key(place, files, size, mode), lambda: _decode(files, size, mode))
+    splits = _named_splits(place, pictures.names)
+    if splits is None:
+        shares = (train_fraction, validation_fraction)
+        splits = deal_classes(len(pictures.names), shares, split_seed)
+    return image_source(pictures, splits, rotations)
+
+
+def deal_classes(classes: int, shares: tuple[float, float], seed: int) -> Mapping[Split, list[int]]:
+    """Deal classes out to train, validation and, what is left, test; rounded to whole classes."""
+    order = bits(("folder", "split", seed), torch.arange(classes)).argsort().tolist()
+    first = round(classes * shares[0])
+    second = round(classes * sum(shares))
+    return {"train": order[:first], "validation": order[first:second], "test": order[second:]}
+
+
+def _locate(root: Path, path: str) -> Path:
+    given = Path(path).expanduser()
+    for place in (given, root / given):
+        if place.is_dir():
+            return place.resolve()
+    raise DataError(f"dataset.path={path}: no such folder, neither here nor in {root}")
+
+
+def _images_by_class(place: Path) -> dict[str, list[Path]]:
+    """Return each class's images; a class is called as its folder, from `place` on."""
+    visible = [child for child in sorted(place.iterdir()) if _is_open_folder(child)]
+    names = {child.name for child in visible}
+    if "train" in names and names <= set(SPLIT_NAMES):
+        visible = [c for split in visible for c in sorted(split.iterdir()) if _is_open_folder(c)]
+    if not visible:
+        raise DataError(
+            f"{place}: holds no folders of classes; images belong into class/image.png or "
+            "split/class/image.png below it"
+        )
+    files: dict[str, list[Path]] = {}
+    for child in visible:
+        found = sorted(file for file in child.iterdir() if file.suffix.lower() in SUFFIXES)
+        if not found:
+            raise DataError(f"{child}: no images of this class; add some, or remove the folder")
+        files[child.relative_to(place).as_posix()] = found
+    return files
+
+
+def _is_open_folder(path: Path) -> bool:
+    return path.is_dir() and not path.name.startswith((".", "__"))
+
+
+def _named_splits(place: Path, names: Sequence[str]) -> dict[Split, list[int]] | None:
+    """Return the splits that the user's folders name, or None where these name none."""
+    splits: dict[Split, list[int]] = {"train": [], "validation": [], "test": []}
+    homes: dict[str, str] = {}
+    for number, name in enumerate(names):
+        home, _, label = name.rpartition("/")
+        if not home:
+            return None
+        if label in homes:
+            raise DataError(f"{place}: class {label!r} lies in {homes[label]} and in {home}")
+        homes[label] = home
+        splits[SPLIT_NAMES[home]].append(number)
+    return splits
+
+
+def _key(place: Path, files: Mapping[str, list[Path]], size: int, mode: Mode) -> str:
+    digest = hashlib.sha256(f"{place} {size} {mode}".encode())
+    for found in files.values():
+        for file in found:
+            about = file.stat()
+            digest.update(f"{file} {about.st_size} {about.st_mtime_ns}\n".encode())
+    return f"folder/{FORMAT}-{digest.hexdigest()[:16]}"
+
+
+def _decode(files: Mapping[str, list[Path]], size: int, mode: Mode) -> Pictures:
+    pixels = bytearray()
+    for file in (file for found in files.values() for file in found):
+        pixels += square(decode(file.read_bytes(), str(file)), size, mode)
+    flat = torch.frombuffer(pixels, dtype=torch.uint8).view(-1, size, size, len(mode))
+    counts = tuple(len(found) for found in files.values())
+    return Pictures(flat.permute(0, 3, 1, 2).contiguous(), counts, tuple(files))

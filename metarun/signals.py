@@ -43,6 +43,21 @@ class Stop:
         os._exit(REQUESTS[self.requested].exit_code)
 
 
+def preemptible() -> None:
+    """Let SIGTERM end this process at once with its exit code, until `stop_requests` takes over.
+
+    For the seconds in which a run is imported and composed: there is nothing yet to write down.
+    Call it first thing in the main thread.
+    """
+
+    def end(*_: object) -> None:
+        line = b"metarun: stopped by SIGTERM before it began; give the same command again\n"
+        os.write(2, line)
+        os._exit(PreemptedError.exit_code)
+
+    signal.signal(signal.SIGTERM, end)
+
+
 @contextmanager
 def stop_requests() -> Generator[Stop]:
     """Turn SIGTERM and Ctrl-C into a flag inside the block; a second signal exits at once.

@@ -1,0 +1,94 @@
+"""`metarun sync RUN...`: send to W&B what the mirrors of finished or interrupted runs did not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+
+from metarun.errors import ConfigError, MetarunError, SweepError
+from metarun.records import NAME
+from metarun.tracking.settings import Mode, choose_mode
+from metarun.tracking.start import LOG, mirror_command, read_label, write_label
+
+USAGE = "usage: metarun sync RUN... [project=NAME] [entity=NAME]"
+COMPARISON = "comparison.json"
+AT_ONCE = 2
+UNTRACKED = {
+    "project": "metarun",
+    "entity": None,
+    "tags": [],
+    "timeout_s": 30.0,
+    "log_images": True,
+}
+
+
+def sync_main(argv: list[str]) -> int:
+    """Mirror every run at or below the given folders again, to their ends; return the exit code.
+
+    What W&B already has is not sent twice. Without a key the logs are written offline.
+    """
+    try:
+        folders, options = _arguments(argv)
+        mode, notice = choose_mode("auto", os.environ)
+        if mode == "disabled":
+            raise ConfigError("WANDB_MODE=disabled: forbids to send anything; unset it to sync")
+        if notice:
+            print(notice)
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            sent = list(pool.map(partial(_sync, mode, options), folders))
+        if failed := [str(f) for f, ok in zip(folders, sent, strict=True) if not ok]:
+            raise SweepError(
+                f"{len(failed)} of {len(sent)} were not sent, {', '.join(failed[:3])} among them; "
+                f"the reason is in {failed[0]}/{LOG}"
+            )
+    except MetarunError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _arguments(argv: list[str]) -> tuple[list[Path], dict[str, str]]:
+    options: dict[str, str] = {}
+    folders: list[Path] = []
+    for word in argv:
+        key, equals, value = word.partition("=")
+        if key in ("project", "entity") and value:
+            options[key] = value
+        elif equals and not Path(word).exists():
+            close = get_close_matches(key, ("project", "entity"), 1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            raise ConfigError(f"{word}: no such setting{hint}; sync takes project, entity")
+        else:
+            folders += _below(Path(word))
+    if not folders:
+        raise ConfigError(f"sync: no run given; {USAGE}")
+    return list(dict.fromkeys(folders)), options
+
+
+def _below(folder: Path) -> list[Path]:
+    found = sorted(path.parent for name in (NAME, COMPARISON) for path in folder.rglob(name))
+    if not found:
+        raise ConfigError(
+            f"{folder}: no run in it, for it holds no {NAME}; give a folder below outputs"
+        )
+    return found
+
+
+def _sync(mode: Mode, options: dict[str, str], folder: Path) -> bool:
+    settings = UNTRACKED | read_label(folder).get("settings", {}) | options
+    write_label(folder, settings)
+    command, environment = mirror_command(folder, mode)
+    if not (folder / NAME).exists():
+        command.append("--comparison")
+    with (folder / LOG).open("ab") as log:
+        code = subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False
+        ).returncode
+    said = (folder / LOG).read_text(errors="replace").splitlines()
+    print(f"{folder}: {said[-1] if said else 'nothing to send'}")
+    return code == 0

@@ -1,0 +1,160 @@
+"""W&B servers that refuse, keep silent, fail or crawl: training never notices (goal 8)."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from children import python
+from server import Received, refused, serving, silent
+
+from metarun.records import merged, read
+from metarun.tracking.start import read_label
+
+pytestmark = pytest.mark.faults
+
+TRAINER = Path(__file__).parents[1] / "trainer.py"
+SYNC = "import sys; from metarun.tracking import sync_main; sys.exit(sync_main(sys.argv[1:]))"
+CANARY = "canary00" * 5
+STEPS = 30
+SEED = 8
+
+
+@pytest.fixture(autouse=True)
+def _quiet(tmp_path, monkeypatch):
+    for name in [n for n in os.environ if n.startswith("WANDB_")] + ["NETRC"]:
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("WANDB_API_KEY", CANARY)
+
+
+def train(folder: Path, url: str, *words: str) -> dict:
+    """Record a run with the server at `url`; return what the tracker cost."""
+    process = python(TRAINER, folder, *words, env={"WANDB_BASE_URL": url})
+    begun = time.monotonic()
+    out, error = process.communicate(timeout=90)
+    cost = json.loads(out.splitlines()[-1])
+    return cost | {"code": process.returncode, "error": error, "wall": time.monotonic() - begun}
+
+
+def unaffected(cost: dict, folder: Path) -> None:
+    """Assert that a run was not touched by its tracker."""
+    assert cost["code"] == 0
+    assert not cost["error"]
+    assert cost["start_s"] < 0.05
+    assert cost["end_s"] < 3
+    steps = [r["step"] for r in merged(read(folder)) if r["kind"] == "train"]
+    assert steps == list(range(1, STEPS + 1))
+
+
+def until_gone(folder: Path) -> None:
+    """Wait for the mirror of a run whose trainer has ended."""
+    deadline = time.monotonic() + 60
+    while any(str(folder) in words for words in command_lines()):
+        assert time.monotonic() < deadline, (folder / "tracking.log").read_text()
+        time.sleep(0.1)
+
+
+def command_lines() -> list[str]:
+    """Return the command lines of the processes of this machine."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+        except OSError:
+            continue
+    return found
+
+
+def sync(folder: Path, url: str) -> int:
+    """Carry out `metarun sync` with the server at `url`; return its exit code."""
+    process = python("-c", SYNC, folder, env={"WANDB_BASE_URL": url})
+    out, _ = process.communicate(timeout=90)
+    assert CANARY not in out
+    return process.returncode
+
+
+def sent_once(folder: Path, received: Received) -> None:
+    """Assert that the server has every row, in order and once, and nobody's key."""
+    run = read_label(folder)["id"]
+    assert received.steps(run) == list(range(1, STEPS + 2))
+    assert len(received.history[run]) == STEPS + 1
+    assert received.exit_codes[run] == 0
+    assert all(CANARY.encode() not in body for body in received.bodies)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            assert CANARY.encode() not in path.read_bytes(), path
+
+
+@pytest.mark.parametrize("mode", ["refused", "silent", "failing", "slow"])
+def test_a_bad_server_costs_training_nothing_and_sync_makes_up_for_it(tmp_path, mode):
+    folder, received = tmp_path / "run", Received()
+    with ExitStack() as stack:
+        bad = Received(failing=mode == "failing", delay_s=3.0 if mode == "slow" else 0.0)
+        places = {"refused": refused, "silent": silent}
+        url = stack.enter_context(places[mode]() if mode in places else serving(bad))
+        unaffected(train(folder, url, "--timeout-s", "2"), folder)
+        until_gone(folder)
+    with serving(received) as url:
+        assert sync(folder, url) == 0
+        sent_once(folder, received)
+        assert sync(folder, url) == 0
+        sent_once(folder, received)
+
+
+def test_sync_fails_in_one_line_while_the_server_is_dead(tmp_path):
+    with refused() as url:
+        train(tmp_path / "run", url, "--timeout-s", "2")
+        until_gone(tmp_path / "run")
+        process = python("-c", SYNC, tmp_path, env={"WANDB_BASE_URL": url})
+        _, error = process.communicate(timeout=90)
+    assert process.returncode == 8
+    assert "1 of 1 were not sent" in error
+    assert error.count("\n") == 1
+
+
+def test_the_same_check_catches_a_tracker_in_the_training_process(tmp_path):
+    with silent() as url:
+        cost = train(tmp_path / "run", url, "--tracking", "in_process", "--timeout-s", "2")
+    assert cost["start_s"] > 2
+    with pytest.raises(AssertionError):
+        unaffected(cost, tmp_path / "run")
+
+
+def test_a_mirror_killed_at_any_time_sends_each_row_once(tmp_path):
+    rng, received = random.Random(SEED), Received()
+    with serving(received) as url:
+        for trial in range(6):
+            folder = tmp_path / str(trial)
+            words = ["--pause-at", str(rng.randrange(5, STEPS))]
+            process = python(TRAINER, folder, *words, env={"WANDB_BASE_URL": url})
+            assert process.stdout.readline() == "paused\n"
+            (mirror,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            time.sleep(rng.uniform(0, 3))
+            os.kill(int(mirror), signal.SIGKILL)
+            process.kill()
+            process.communicate()
+            unaffected(train(folder, url, "--first", words[1], "--tracking", "none"), folder)
+            assert sync(folder, url) == 0
+            sent_once(folder, received)
+
+
+def test_a_live_mirror_does_not_slow_the_steps(tmp_path):
+    best: dict[str, float] = {}
+    with serving(Received()) as url:
+        for repeat in range(5):
+            for tracking in ("none", "mirror"):
+                folder = tmp_path / f"{tracking}-{repeat}"
+                words = ("--steps", "400", "--rounds", "150000", "--tracking", tracking)
+                cost = train(folder, url, *words)
+                best[tracking] = min(best.get(tracking, 9.0), cost["step_s"])
+                if tracking == "mirror":
+                    until_gone(folder)
+    assert best["mirror"] < 1.01 * best["none"], best

@@ -1,0 +1,40 @@
+"""Training does not grow: memory, open files, threads and tensors stay what they were (goal 22)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from children import python
+
+
+def soak(steps: int, *words: str) -> dict[str, float]:
+    """Train for some steps; return what the process grew by."""
+    process = python(Path(__file__).with_name("soak.py"), str(steps), *words)
+    out, error = process.communicate(timeout=280)
+    assert out, error
+    print(out)
+    return json.loads(out)
+
+
+@pytest.mark.slow
+def test_six_hundred_steps_do_not_grow():
+    grown = soak(600)
+    assert grown["mib_per_1000_steps"] < 1
+    assert grown["files"] == grown["threads"] == grown["tensors"] == 0
+
+
+@pytest.mark.slow
+def test_the_same_watch_sees_one_kept_graph_a_step():
+    grown = soak(600, "leak")
+    assert grown["mib_per_1000_steps"] > 10
+    assert grown["tensors"] > 100
+
+
+@pytest.mark.faults
+def test_a_long_soak():
+    grown = soak(4_000)
+    assert grown["mib_per_1000_steps"] < 0.5
+    assert grown["mib"] < 5
+    assert grown["files"] == grown["threads"] == grown["tensors"] == 0

@@ -1,0 +1,147 @@
+"""Atomic writes, folder locks, and what a user reads when storage fails."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from children import kill, python
+
+from metarun.errors import InUseError, StorageError
+from metarun.files import TEMPORARY, folder_lock, prepare_folder, write_atomic
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from metarun.files import folder_lock
+with folder_lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def hold(folder: Path) -> subprocess.Popen[str]:
+    """Start a process that owns the folder, and wait until it does."""
+    process = python("-c", HOLD, folder)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_write_atomic_replaces_the_content_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / "a.json"
+    for content in (b"old", b"", b"x" * 5_000_000):
+        write_atomic(path, content)
+        assert path.read_bytes() == content
+    assert os.listdir(tmp_path) == ["a.json"]
+    umask = os.umask(0o022)
+    os.umask(umask)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_a_name_of_the_greatest_length_can_be_written(tmp_path):
+    path = tmp_path / ("é" * 127 + "x")
+    write_atomic(path, b"1")
+    assert path.read_bytes() == b"1"
+
+
+@pytest.mark.parametrize("call", ["open", "write", "fsync", "replace"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO])
+def test_any_failing_call_keeps_the_old_file_and_says_why_in_one_line(
+    tmp_path, monkeypatch, call, number
+):
+    path = tmp_path / "kept"
+    write_atomic(path, b"old")
+
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail)
+        with pytest.raises(StorageError) as caught:
+            write_atomic(path, b"new content")
+    text = str(caught.value)
+    assert text.count("\n") == 0
+    assert str(path) in text
+    assert os.strerror(number) in text
+    assert "11 bytes are needed" in text
+    assert "bytes are free" in text
+    assert caught.value.exit_code == 5
+    assert path.read_bytes() == b"old"
+    assert not list(tmp_path.glob(TEMPORARY))
+
+
+def test_a_partial_write_is_continued(tmp_path, monkeypatch):
+    whole = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: whole(descriptor, bytes(data[:7])))
+    write_atomic(tmp_path / "a", b"0123456789" * 5)
+    assert (tmp_path / "a").read_bytes() == b"0123456789" * 5
+
+
+@pytest.mark.parametrize("below", ["", "deeper", "much/deeper"])
+def test_a_folder_under_a_regular_file_is_refused(tmp_path, below):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(StorageError, match="METARUN_OUTPUTS"):
+        prepare_folder(tmp_path / "file" / below)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_prepare_folder_creates_and_leaves_it_empty(tmp_path):
+    folder = tmp_path / "a b" / "ü'\"" / "c"
+    prepare_folder(folder)
+    prepare_folder(folder)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_vanished_folder_is_not_recreated(tmp_path):
+    with pytest.raises(StorageError, match="No such file"):
+        write_atomic(tmp_path / "gone" / "file", b"1")
+    assert not (tmp_path / "gone").exists()
+
+
+def test_a_second_owner_is_told_who_the_first_is(tmp_path):
+    process = hold(tmp_path)
+    try:
+        begun = time.monotonic()
+        with (
+            pytest.raises(
+                InUseError, match=rf"process {process.pid} on host {os.uname().nodename}"
+            ),
+            folder_lock(tmp_path),
+        ):
+            pytest.fail("both own it")
+        assert time.monotonic() - begun < 0.3
+        with folder_lock(tmp_path, ".other"):
+            pass
+    finally:
+        kill(process)
+
+
+def test_the_lock_of_a_killed_owner_is_free_at_once(tmp_path):
+    for _ in range(3):
+        process = hold(tmp_path)
+        kill(process)
+        begun = time.monotonic()
+        with folder_lock(tmp_path) as exclusive:
+            assert exclusive
+        assert time.monotonic() - begun < 0.2
+
+
+def test_a_lock_can_be_taken_again_after_an_error(tmp_path):
+    with pytest.raises(ZeroDivisionError), folder_lock(tmp_path):
+        raise ZeroDivisionError
+    with folder_lock(tmp_path):
+        pass
+
+
+def test_a_file_system_without_locks_is_reported_not_refused(tmp_path, monkeypatch):
+    def unknown(*_):
+        raise OSError(errno.EOPNOTSUPP, "no locks here")
+
+    monkeypatch.setattr("fcntl.flock", unknown)
+    with folder_lock(tmp_path) as exclusive:
+        assert not exclusive

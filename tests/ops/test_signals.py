@@ -1,0 +1,94 @@
+"""Requests to stop: a flag, handlers restored, and a second signal that does not wait."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+from children import python
+
+from metarun.errors import KeyboardStopError, PreemptedError
+from metarun.signals import stop_requests
+
+STUBBORN = """
+import time
+from metarun.signals import stop_requests
+with stop_requests() as stop:
+    print("ready", flush=True)
+    while True:
+        time.sleep(0.01)
+        if stop.requested:
+            print("asked", flush=True)
+            time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "error", "code"),
+    [(signal.SIGTERM, PreemptedError, 75), (signal.SIGINT, KeyboardStopError, 130)],
+)
+def test_a_signal_raises_only_where_it_is_looked_for(number, error, code):
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    with stop_requests() as stop:
+        stop.check()
+        os.kill(os.getpid(), number)
+        assert stop.requested == number
+        with pytest.raises(error, match="same command goes on") as caught:
+            stop.check()
+        assert caught.value.exit_code == code
+    assert {n: signal.getsignal(n) for n in before} == before
+
+
+def test_handlers_are_restored_after_an_error():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ZeroDivisionError), stop_requests():
+        raise ZeroDivisionError
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_another_thread_gets_a_flag_that_stays_down():
+    before = signal.getsignal(signal.SIGTERM)
+    seen = []
+
+    def work():
+        with stop_requests() as stop:
+            stop.check()
+            seen.append((stop.requested, signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [(None, before)]
+
+
+def test_before_work_begins_a_request_ends_the_process_at_once():
+    code = "import time; from metarun.signals import *; preemptible(); print(1, flush=True); "
+    process = python("-c", f"{code}\nwith stop_requests(): pass\ntime.sleep(60)")
+    assert process.stdout.readline() == "1\n"
+    process.terminate()
+    _, error = process.communicate(timeout=5)
+    assert process.returncode == 75
+    assert error == "metarun: stopped by SIGTERM before it began; give the same command again\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "code"),
+    [
+        (signal.SIGTERM, signal.SIGTERM, 75),
+        (signal.SIGINT, signal.SIGINT, 130),
+        (signal.SIGTERM, signal.SIGINT, 75),
+    ],
+)
+def test_a_second_signal_exits_at_once(first, second, code):
+    process = python("-c", STUBBORN)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(first)
+    assert process.stdout.readline() == "asked\n"
+    begun = time.monotonic()
+    process.send_signal(second)
+    assert process.wait(5) == code
+    assert time.monotonic() - begun < 0.5
+    process.communicate()

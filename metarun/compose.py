@@ -124,8 +124,12 @@ def resolved(config: DictConfig, choices: Mapping[str, Any] | None = None) -> di
 
 
 def quoted(text: str) -> str:
-    """Return a text as the value of an override, whatever characters it has."""
-    return '"' + text.replace('"', '\\"') + '"'
+    """Return a text as the value of an override, whatever characters it has.
+
+    A backslash counts only before a quote, the end or an interpolation, and is doubled there.
+    """
+    escaped = re.sub(r'(\\*)("|\$\{)', r"\1\1\\\2", text)
+    return '"' + re.sub(r"(\\+)$", r"\1\1", escaped) + '"'
 
 
 @contextmanager

@@ -27,6 +27,7 @@ EXTRAS = {  # option of a Hydra group -> what provides it
     "hydra/sweeper/optuna": "optuna",
 }
 NO_SUCH_KEY = re.compile(r"Could not (?:override|delete)(?: from config\.)? '([^']+)'")
+OF_HYDRA = (ValueError, RuntimeError, ImportError)  # when it is Hydra that raises them
 FROM_HYDRA = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError)
 
 
@@ -59,7 +60,7 @@ def explained(error: Exception, composed: Callable[[], DictConfig]) -> Exception
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if isinstance(cause, OmegaConfBaseException):
         return ConfigError(_value_fault(cause, str(error)))
-    if isinstance(error, FROM_HYDRA) or (isinstance(error, ValueError) and _is_hydras(error)):
+    if isinstance(error, FROM_HYDRA) or (isinstance(error, OF_HYDRA) and _is_hydras(error)):
         return ConfigError(" ".join(str(error).split()))
     return error
 

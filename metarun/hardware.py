@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -9,6 +10,8 @@ import torch
 from pydantic import Field
 
 from metarun.errors import ConfigError
+
+KEPT_BY_ALLOCATOR = {-3: 1 << 25, -1: (1 << 31) - 1}  # M_MMAP_THRESHOLD at its most, M_TRIM_...
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,7 @@ def hardware(
         )
     if threads is not None:
         torch.set_num_threads(threads)
+    keep_freed_memory()
     how: Literal["loop", "vmap"] = "vmap" if batching == "auto" else batching
     most = 64 if found.type == "cpu" else 1 << 30
     return Hardware(
@@ -72,3 +76,15 @@ def hardware(
         batching=how,
         chunk=1 if how == "loop" else chunk or most,
     )
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep large freed blocks for the next tensor instead of returning them.
+
+    It is otherwise asked for fresh, zeroed pages at every large tensor, which took a quarter of
+    a meta-step. Where the library is not glibc, nothing is changed.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for parameter, value in KEPT_BY_ALLOCATOR.items():
+            mallopt(parameter, value)

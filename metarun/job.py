@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
 from metarun import manifest
@@ -48,6 +49,7 @@ def main(argv: list[str]) -> int:
     die_with_parent(order["parent"])
     if order["owner"] is not None:
         die_with(order["owner"])
+    signal.signal(signal.SIGUSR2, _as_sigterm)
     from metarun.run import run_job
 
     return run_job(order["config"], Path(argv[0]))
@@ -92,6 +94,11 @@ def start_and_wait(
     )
     manifest.append(sweep, "job", job=name, **ended._asdict(), log=f"{name}/{LOG}")
     return ended
+
+
+def _as_sigterm(_: int, __: FrameType | None) -> None:
+    """Take Slurm's warning before a time limit, as submitit asks for it, for what it means."""
+    signal.raise_signal(signal.SIGTERM)
 
 
 def state_of(code: int) -> State:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from metarun.files import storage_error, write_all
+from metarun.records import masked
 
 NAME = "manifest.jsonl"
 State = Literal["pending", "running", "done", "failed", "preempted"]
@@ -22,12 +23,13 @@ Entry = dict[str, Any]
 
 
 def append(sweep: Path, kind: Literal["sweep", "job", "stop"], **figures: Any) -> None:
-    """Append one line, stamped with the wall clock.
+    """Append one line, stamped with the wall clock; secrets of the environment are masked.
 
     Raises:
         StorageError: the folder is full, read-only or gone.
     """
-    line = f"{json.dumps({'kind': kind, 'time': time.time(), **figures}, default=str)}\n".encode()
+    entry = masked({"kind": kind, "time": time.time(), **figures})
+    line = f"{json.dumps(entry)}\n".encode()
     path = sweep / NAME
     try:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)

@@ -7,6 +7,7 @@ from pathlib import Path
 from metarun import manifest
 from metarun.errors import ConfigError
 from metarun.nearest import did_you_mean
+from metarun.paths import outputs_root
 
 USAGE = "usage: metarun resume DIR"
 
@@ -22,7 +23,7 @@ def main(argv: list[str]) -> int:
         return 0
     if len(argv) != 1:
         raise ConfigError(f"resume: takes one folder, and settings stay as they are; {USAGE}")
-    folder = Path(argv[0]).absolute()
+    folder = _folder(argv[0])
     if (folder / "config.yaml").is_file():
         from metarun.run import run_job
         from metarun.yamlfile import read
@@ -30,12 +31,20 @@ def main(argv: list[str]) -> int:
         return run_job(read(folder / "config.yaml"), folder)
     entries = manifest.read(folder)
     if not entries:
-        beside = [p.name for p in folder.parent.glob("*") if p.is_dir()]
-        near = did_you_mean(folder.name, beside) if not folder.exists() else ""
-        raise ConfigError(f"resume: {folder} holds neither a run nor a sweep{near}")
+        raise ConfigError(f"resume: {folder} holds neither a run nor a sweep")
     from metarun import sweep
     from metarun.compose import compose, parse
 
     header, _ = manifest.latest(entries)
     command = parse(header["command"][1:])
     return sweep.run(command, compose(command), folder)
+
+
+def _folder(word: str) -> Path:
+    """Return the folder that a word names: a path, or a name below the output root."""
+    for folder in (Path(word).absolute(), outputs_root() / word):
+        if folder.is_dir():
+            return folder
+    there = [path.name for path in outputs_root().glob("*") if path.is_dir()]
+    near = did_you_mean(Path(word).name, there)
+    raise ConfigError(f"resume: {word}: no such folder{near}, here or in {outputs_root()}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import shutil
 import signal
@@ -24,7 +23,7 @@ from metarun.compose import UNUSED, Command, Composed, compose, explaining, quot
 from metarun.config import checked_name, launching, tracked
 from metarun.errors import ConfigError, MetarunError, SweepError
 from metarun.files import folder_lock, prepare_folder
-from metarun.manifest import Entry
+from metarun.manifest import Entry, State
 from metarun.paths import DIGITS, config_digest, outputs_root, safe_name
 from metarun.signals import REQUESTS
 from metarun.yamlfile import read
@@ -61,30 +60,34 @@ def run(command: Command, composed: Composed, folder: Path | None = None) -> int
         )
         for overrides in composed.jobs:
             name = job_name(overrides, composed.fixed)
-            state = "done" if before.get(name, {}).get("state") == "done" else "pending"
-            manifest.append(folder, "job", job=name, state=state, overrides=overrides)
+            done = before.get(name, {}).get("state") == "done"
+            state = {"state": "done", "skipped": True} if done else {"state": "pending"}
+            manifest.append(folder, "job", job=name, overrides=overrides, **state)
         own = [f"hydra.sweep.dir={quoted(str(folder))}", "hydra.sweep.subdir=.", *UNUSED]
         words = [*command.flags, *command.overrides, *own]
         try:
             with _stoppable(folder), explaining(command):
                 run_hydra(run_one, command.folder, command.name, words)
         except ConfigError:
-            if made and not _has_begun(folder):
+            if made and not any(_states(folder, "running", "done", "failed")):
                 shutil.rmtree(made[-1])
             _compose_each(command, composed)
             raise
         except BrokenProcessPool:
             pass  # a worker was killed; what it and others did not do is still pending
+        except ValueError:  # Optuna's, when no trial has a score
+            if any(_states(folder, "done")) or not any(_states(folder, "failed")):
+                raise
         finally:
             (folder / "multirun.yaml").unlink(missing_ok=True)
         return _finish(folder, composed.config)
 
 
-def run_one(config: DictConfig) -> float:
+def run_one(config: DictConfig) -> float | None:
     """Run one job of the sweep that Hydra is in, wherever Hydra wants it run.
 
     Returns what a search maximises: the best validation accuracy, or minus the best squared error;
-    NaN when there is none.
+    None when there is none.
     """
     node: Any = HydraConfig.get()
     sweep, overrides = Path(node.sweep.dir), list(node.overrides.task)
@@ -92,17 +95,17 @@ def run_one(config: DictConfig) -> float:
     owner = _follow(header)
     name = job_name(overrides, header["fixed"])
     if _halted(header, since):
-        return math.nan
+        return None
     try:
         return _run_job(resolved(config, node.runtime.choices), sweep, name, owner)
     except MetarunError as error:
         figures = {"state": "failed", "exit_code": error.exit_code, "reason": str(error)}
         manifest.append(sweep, "job", job=name, overrides=overrides, **figures)
         _say(sweep, name, f"failed: {error}")
-        return math.nan
+        return None
 
 
-def _run_job(plain: dict[str, Any], sweep: Path, name: str, owner: int | None) -> float:
+def _run_job(plain: dict[str, Any], sweep: Path, name: str, owner: int | None) -> float | None:
     if _is_done(sweep / name, plain):
         manifest.append(sweep, "job", job=name, state="done", exit_code=0, skipped=True)
         _say(sweep, name, f"done before: {_result(sweep / name)}")
@@ -110,7 +113,7 @@ def _run_job(plain: dict[str, Any], sweep: Path, name: str, owner: int | None) -
     _say(sweep, name, "started")
     ended = job.start_and_wait(plain, sweep, name, owner, lambda: _is_stopped(sweep))
     _say(sweep, name, _summary(sweep / name, ended))
-    return _score(sweep / name) if ended.state == "done" else math.nan
+    return _score(sweep / name) if ended.state == "done" else None
 
 
 def sweep_name(command: Command, composed: Composed) -> str:
@@ -172,14 +175,16 @@ def _follow(header: Entry) -> int | None:
     if header["launcher"] not in HERE or header["host"] != socket.gethostname():
         return None
     owner: int = header["pid"]
-    if owner != os.getpid():  # a worker; the sweep itself hears of Ctrl-C and tells the jobs
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if owner != os.getpid():  # a worker, which waits for its job whatever its group is told
+        for number in REQUESTS:
+            signal.signal(number, signal.SIG_IGN)
         die_with(owner)
     return owner
 
 
-def _has_begun(sweep: Path) -> bool:
-    return any(e.get("state") != "pending" for e in manifest.read(sweep) if e["kind"] == "job")
+def _states(sweep: Path, *states: State) -> list[Entry]:
+    _, since = manifest.latest(manifest.read(sweep))
+    return [entry for entry in since if entry.get("state") in states]
 
 
 def _halted(header: Entry, since: Sequence[Entry]) -> bool:
@@ -214,9 +219,16 @@ def _finish(sweep: Path, config: DictConfig) -> int:
         with suppress(MetarunError):
             if notice := tracking.mirror_comparison(sweep, tracked(*_group(config, "tracking"))):
                 console.say(notice)
+
+    def log(entry: Entry) -> str:
+        return str(sweep / entry["log"]) if "log" in entry else ""
+
     unsaid = {"pending": "not started", "running": "its worker was killed"}
+    best = sweep / "optimization_results.yaml"
+    if best.is_file() and (found := read(best).get("best_params")):
+        console.say("best of the search: " + ", ".join(f"{k}={v}" for k, v in found.items()))
     rows = [
-        (name, e["state"], "", e.get("reason") or unsaid[e["state"]], e.get("log", ""))
+        (name, e["state"], "", e.get("reason") or unsaid[e["state"]], log(e))
         for name, e in left.items()
     ]
     if rows:
@@ -235,10 +247,10 @@ def _group(config: DictConfig, group: str) -> tuple[Any, dict[str, Any]]:
     return values, dict(config.hydra.runtime.choices)
 
 
-def _score(folder: Path) -> float:
+def _score(folder: Path) -> float | None:
     found = [r for r in records.read(folder) if r["kind"] == "validate"]
     scores = [float(r["accuracy"]["mean"]) for r in found if "accuracy" in r]
-    return max(scores + [-float(r["mse"]["mean"]) for r in found if "mse" in r], default=math.nan)
+    return max(scores + [-float(r["mse"]["mean"]) for r in found if "mse" in r], default=None)
 
 
 def _summary(folder: Path, ended: job.Ended) -> str:

@@ -73,7 +73,7 @@ def yaml_fault(error: Exception) -> str:
     problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
     name = getattr(error, "name", None)
     place = f"{mark.name}, line {mark.line + 1}: " if mark else f"{name}: " if name else ""
-    tabs = "; indent with spaces, not tabs" if "'\\t'" in problem else ""
+    tabs = "; indent with spaces, not tabs" if "'\\t'" in problem or "tab char" in problem else ""
     return f"{place}{problem}{tabs}"
 
 

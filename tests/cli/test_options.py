@@ -1,0 +1,74 @@
+"""Every option of every group composes, passes the checks and names a factory that exists."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from metarun.compose import compose, parse, resolved
+from metarun.config import check, compose_job
+from metarun.errors import ConfigError
+from metarun.paths import run_name
+
+CONF = Path(__file__).parents[2] / "conf"
+NEEDS = {"folder": ["dataset.path=somewhere"]}
+EXTRAS = {
+    "slurm": "hydra_plugins.hydra_submitit_launcher",
+    "ray": "hydra_plugins.hydra_ray_launcher",
+    "optuna": "hydra_plugins.hydra_optuna_sweeper",
+    "local": "hydra_plugins.hydra_joblib_launcher",
+}
+OPTIONS = [
+    (group.name, option.stem)
+    for group in sorted(CONF.iterdir())
+    if group.is_dir() and group.name != "hydra"
+    for option in sorted(group.glob("*.yaml"))
+]
+
+
+def missing_extra(option: str) -> bool:
+    try:
+        return option in EXTRAS and importlib.util.find_spec(EXTRAS[option]) is None
+    except ModuleNotFoundError:
+        return True
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids="=".join)
+def test_option(group: str, option: str) -> None:
+    words = [f"{group}={option}", *NEEDS.get(option, [])]
+    if missing_extra(option):
+        with pytest.raises(ConfigError, match=rf"pip install 'metarun\[{option}\]'"):
+            compose(parse(words))
+        return
+    checked = check(resolved(compose(parse(words)).config))
+    assert checked.choices[group] == option
+    if group in checked.parts:
+        assert checked.parts[group].name == option
+
+
+@pytest.mark.parametrize("dataset", [o for g, o in OPTIONS if g == "dataset"])
+@pytest.mark.parametrize("algo", [o for g, o in OPTIONS if g == "algo"])
+def test_every_algorithm_goes_with_every_dataset(algo: str, dataset: str) -> None:
+    check(compose_job([f"algo={algo}", f"dataset={dataset}", *NEEDS.get(dataset, [])]))
+
+
+@pytest.mark.parametrize("debug", [o for g, o in OPTIONS if g == "debug"])
+@pytest.mark.parametrize("algo", [o for g, o in OPTIONS if g == "algo"])
+def test_debugging_goes_with_every_algorithm(algo: str, debug: str) -> None:
+    check(compose_job([f"algo={algo}", f"debug={debug}"]))
+
+
+def test_the_command_line_wins_over_all() -> None:
+    plain = compose_job(["dataset=omniglot", "debug=default", "outer.batch=9", "suggest.steps=4"])
+    assert (plain["outer"]["batch"], plain["algo"]["steps"]) == (9, 4)
+    assert plain["algo"]["inner_lr"] == plain["suggest"]["inner_lr"] == 2.0
+
+
+def test_choices_are_recorded() -> None:
+    plain = compose_job(["algo=fomaml", "dataset=sinusoid"])
+    assert plain["choices"]["algo"] == "fomaml"
+    assert plain["choices"]["model"] == "mlp"
+    assert not [key for key in plain["choices"] if key.startswith("hydra")]
+    assert run_name(plain).startswith("fomaml-sinusoid-")

@@ -1,0 +1,110 @@
+"""Signatures as schemas: which values pass, what is said of those that do not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+from pydantic import Field
+
+from metarun.errors import ConfigError
+from metarun.nearest import did_you_mean, shown
+from metarun.schema import checked, converted, describe, parameters
+
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Device = Annotated[str, Field(pattern=r"^(cpu|cuda)$")]
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation", "expected"),
+    [
+        (3, Count, 3),
+        (1, Rate, 1.0),
+        (0.5, Rate, 0.5),
+        (None, Rate | None, None),
+        ([1, 2], tuple[int, ...], (1, 2)),
+        ([1, 0.5], list[Rate], [1.0, 0.5]),
+        ("adam", Literal["adam", "sgd"], "adam"),
+        ("auto", Count | Literal["auto"], "auto"),
+        (True, bool, True),
+        ("a/b", Path, Path("a/b")),
+        ({"a": 1}, dict[str, int], {"a": 1}),
+        ("anything", Any, "anything"),
+    ],
+)
+def test_accepts(value: Any, annotation: Any, expected: Any) -> None:
+    found = converted("key", value, annotation)
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation", "said"),
+    [
+        ("0.1", Rate, 'key: "0.1" is not allowed; must be a number above 0'),
+        (True, Count, "key: true is not allowed; must be a whole number of at least 1"),
+        (True, Rate, "key: true is not allowed; must be a number above 0"),
+        (1.0, Count, "key: 1.0 is not allowed; must be a whole number of at least 1"),
+        (1.5, int, "key: 1.5 is not allowed; must be a whole number"),
+        (float("inf"), Rate, "key: Infinity is not allowed; must be a number above 0"),
+        (float("nan"), Rate, "key: NaN is not allowed; must be a number above 0"),
+        (10**400, Rate, "is not allowed; must be a number above 0"),
+        (1, bool, "key: 1 is not allowed; must be true or false"),
+        (1, str, "key: 1 is not allowed; must be text"),
+        (None, Count, "key: null is not allowed; must be a whole number of at least 1"),
+        ([0], list[Rate], "key: [0] is not allowed; must be a list, each a number above 0"),
+        ("adm", Literal["adam", "sgd"], "(did you mean adam?); must be one of adam, sgd"),
+        ("gpu", Device, "must be text like (cpu|cuda)"),
+        (0, Count | Literal["auto"], "must be a whole number of at least 1 or auto"),
+        (2, Annotated[float, Field(ge=0, lt=1)], "must be a number of at least 0 and below 1"),
+        ({"a": "b"}, dict[str, int], "must be a mapping, each value a whole number"),
+        ("x\ny" * 100, int, 'key: "x\\nyx\\ny'),
+    ],
+)
+def test_refuses(value: Any, annotation: Any, said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        converted("key", value, annotation)
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 200
+
+
+def factory(root: Path, /, runtime: int, *, rate: Rate, steps: Count = 3) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    rate: Rate
+    name: str | None
+
+
+class Maker:
+    def __init__(self, runtime: int, *, rate: Rate) -> None: ...
+
+
+def test_only_keywords_are_settings() -> None:
+    assert list(parameters(factory)) == ["rate", "steps"]
+    assert [p.required for p in parameters(factory).values()] == [True, False]
+    assert list(parameters(Section)) == ["rate", "name"]
+    assert describe(parameters(Section)["name"].annotation) == "text or null"
+    assert describe(parameters(Maker)["rate"].annotation) == "a number above 0"
+
+
+def test_sections_of_settings() -> None:
+    taken = parameters(factory)
+    assert checked("algo", "algo=x", {"rate": 1}, taken) == {"rate": 1.0}
+    with pytest.raises(ConfigError, match=r"^algo.rat: no such setting \(did you mean rate\?\); "):
+        checked("algo", "algo=x", {"rat": 1}, taken)
+    with pytest.raises(ConfigError, match=r"^algo.rate: missing; algo=x needs it, a number above"):
+        checked("algo", "algo=x", {}, taken)
+    with pytest.raises(ConfigError, match="algo=x takes no settings"):
+        checked("algo", "algo=x", {"rate": 1}, {})
+
+
+def test_nearest() -> None:
+    assert did_you_mean("MAML", ["maml", "anil"]) == " (did you mean maml?)"
+    assert did_you_mean("zzz", ["maml", "anil"]) == ""
+    assert len(shown("y" * 1000)) < 70

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from metarun.settings import Budget, Checkpoints, Outer, TaskShape, Test, Valida
 from metarun.signals import Stop
 from metarun.tasks import Tasks, examples_as_task
 
-EVALUATED_AT_ONCE = 25  # tasks; larger batches gain nothing and cost memory
 CALIBRATION_TASKS = 20  # of the training split, for running averages
 
 
@@ -85,7 +85,7 @@ class Experiment:
 
     def evaluate(self, meta: Meta, split: Split, count: int, steps: int, stop: Stop) -> Scores:
         """Score tasks 0..count-1 of a split after 0..steps inner steps."""
-        at_once = min(EVALUATED_AT_ONCE, self.hardware.chunk)
+        at_once = self.tasks_at_once(split)
 
         def batches() -> Iterator[Tasks]:
             for first in range(0, count, at_once):
@@ -93,6 +93,12 @@ class Experiment:
 
         with self._normalising(meta):
             return evaluate(self.problem, self.algorithm, meta, batches(), steps, stop.check)
+
+    def tasks_at_once(self, split: Split = "train") -> int:
+        """Return how many tasks run together on this hardware."""
+        queries = self.task.test_queries if split == "test" else self.task.queries
+        rows = self.task.ways * (self.task.shots + queries)
+        return self.hardware.tasks_at_once(rows * prod(self.source.features))
 
     def normalisation(self) -> str:
         """Return the normalisation mode that belongs beside every number."""
@@ -134,11 +140,6 @@ def assemble(checked: Checked, data_root: Path) -> Experiment:
         )
     hardware: Hardware = _build(checked.parts["hardware"])
     source: Source = _build(checked.parts["dataset"], data_root).to(hardware.device)
-    if source.kind == "regression" and task.ways != 1:
-        raise ConfigError(
-            f"task.ways: {task.ways} was given, and a regression task has 1 way; "
-            "task.shots counts its points"
-        )
     for queries in {task.queries, task.test_queries}:
         source.check(ways=task.ways, shots=task.shots, queries=queries)
     outputs = task.ways if source.kind == "classification" else source.targets

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from metarun import __version__
 from metarun.errors import ConfigError, MetarunError
 from metarun.nearest import did_you_mean
+from metarun.signals import nothing_to_save
 
 if TYPE_CHECKING:
     from hydra.conf import HydraConf
@@ -37,18 +38,16 @@ def main(argv: list[str] | None = None) -> int:
     """
     words = sys.argv[1:] if argv is None else argv
     try:
-        code = _dispatch(words)
-        sys.stdout.flush()
-        return code
+        with nothing_to_save():
+            code = _dispatch(words)
+            sys.stdout.flush()
+            return code
     except MetarunError as error:
         print(f"metarun: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # as in `metarun --cfg job | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:  # before there was anything to write down
-        print("metarun: interrupted", file=sys.stderr)
-        return 130
 
 
 def _dispatch(words: list[str]) -> int:
@@ -93,7 +92,7 @@ def _run(command: Command) -> int:
     from hydra.core.hydra_config import HydraConfig
 
     from metarun.compat import run_hydra
-    from metarun.compose import UNUSED, explaining, resolved
+    from metarun.compose import NO_LOGGING, explaining, resolved
 
     composed: list[tuple[DictConfig, HydraConf]] = []
 
@@ -101,7 +100,7 @@ def _run(command: Command) -> int:
         composed.append((config, HydraConfig.get()))  # run below: Hydra would print our errors
 
     with explaining(command):
-        words = [*command.flags, *command.overrides, *UNUSED]
+        words = [*command.flags, *command.overrides, *NO_LOGGING]
         run_hydra(task, command.folder, command.name, words)
     ((job, node),) = composed
     config = resolved(job, node.runtime.choices)
@@ -118,12 +117,12 @@ def _run(command: Command) -> int:
 def _show(command: Command) -> int:
     """Let Hydra print what was asked for, all of it or a single line of complaint."""
     from metarun.compat import run_hydra
-    from metarun.compose import UNUSED, explaining
+    from metarun.compose import NO_LOGGING, explaining
 
     def nothing(_: DictConfig) -> None:
         raise AssertionError("nothing is run")
 
-    words = [*command.flags, *command.overrides, *([] if command.completes else UNUSED)]
+    words = [*command.flags, *command.overrides, *([] if command.completes else NO_LOGGING)]
     shown, complaint = io.StringIO(), io.StringIO()
     try:
         with explaining(command), redirect_stdout(shown), redirect_stderr(complaint):

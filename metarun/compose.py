@@ -26,7 +26,7 @@ from metarun.paths import conf_dir
 from metarun.yamlfile import refuse_bombs
 
 PATH_FLAGS = ("--config-path", "-cp", "--config-dir", "-cd")
-UNUSED = ("hydra.job_logging.root=null", "hydra.hydra_logging.root=null")  # no logging from YAML
+NO_LOGGING = ("hydra.job_logging.root=null", "hydra.hydra_logging.root=null")  # it can run code
 
 
 class Command(NamedTuple):

@@ -19,6 +19,7 @@ from metarun.errors import KeyboardStopError, PreemptedError
 from metarun.lease import granted
 from metarun.lifeline import die_with, die_with_parent
 from metarun.manifest import State
+from metarun.signals import nothing_to_save
 
 LOG = "log.txt"
 # Appended, not prepended as PYTHONPATH would be: a checkout must not shadow anything.
@@ -45,14 +46,15 @@ class Ended(NamedTuple):
 
 def main(argv: list[str]) -> int:
     """Be a job: run the configuration on standard input in a folder; return the exit code."""
-    order = json.load(sys.stdin)
-    die_with_parent(order["parent"])
-    if order["owner"] is not None:
-        die_with(order["owner"])
-    signal.signal(signal.SIGUSR2, _as_sigterm)
-    from metarun.run import run_job
+    with nothing_to_save():
+        order = json.load(sys.stdin)
+        die_with_parent(order["parent"])
+        if order["owner"] is not None:
+            die_with(order["owner"])
+        signal.signal(signal.SIGUSR2, _as_sigterm)
+        from metarun.run import run_job
 
-    return run_job(order["config"], Path(argv[0]))
+        return run_job(order["config"], Path(argv[0]))
 
 
 def start_and_wait(

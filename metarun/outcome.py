@@ -85,7 +85,8 @@ def outcome(
         "clusters": _clusters(experiment, state.meta, scores, chosen.steps),
         "divergence": {"skipped_steps": state.skipped, "dropped_tasks": state.dropped},
         "versions": versions(),
-        "hardware": experiment.hardware.describe() | {"chunk_found": state.chunk},
+        "hardware": experiment.hardware.describe()
+        | {"chunk": state.chunk or experiment.tasks_at_once()},
     }
 
 

@@ -164,7 +164,8 @@ class _Run:
             "config": self.config,
             "config_digest": config_digest(self.config),
             "versions": versions(),
-            "hardware": self.experiment.hardware.describe(),
+            "hardware": self.experiment.hardware.describe()
+            | {"chunk": self.experiment.tasks_at_once()},
         }
 
     def _publish(self, found: dict[str, Any], scores: Scores) -> None:

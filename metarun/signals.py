@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -43,19 +43,22 @@ class Stop:
         os._exit(REQUESTS[self.requested].exit_code)
 
 
-def preemptible() -> None:
-    """Let SIGTERM end this process at once with its exit code, until `stop_requests` takes over.
+@contextmanager
+def nothing_to_save() -> Generator[None]:
+    """Let a signal end the process at once with its exit code.
 
-    For the seconds in which a run is imported and composed: there is nothing yet to write down.
-    Call it first thing in the main thread.
+    For the seconds in which a run is imported, composed and torn down; `stop_requests` inside takes
+    over. A KeyboardInterrupt would not do: raised inside an import, it can cost the exit code.
     """
 
-    def end(*_: object) -> None:
-        line = b"metarun: stopped by SIGTERM before it began; give the same command again\n"
-        os.write(2, line)
-        os._exit(PreemptedError.exit_code)
+    def end(number: int, _: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        text = f"metarun: stopped by {name} with nothing to save; the same command goes on\n"
+        os.write(2, text.encode())
+        os._exit(REQUESTS[number].exit_code)
 
-    signal.signal(signal.SIGTERM, end)
+    with _handling(end):
+        yield
 
 
 @contextmanager
@@ -65,12 +68,19 @@ def stop_requests() -> Generator[Stop]:
     Only the main thread may install handlers; elsewhere the flag exists and stays down.
     """
     stop = Stop()
+    with _handling(stop._handle):  # pyright: ignore[reportPrivateUsage]
+        yield stop
+
+
+@contextmanager
+def _handling(handle: Callable[[int, FrameType | None], None]) -> Generator[None]:
+    """Install a handler for both requests; only the main thread can, elsewhere nothing happens."""
     if threading.current_thread() is not threading.main_thread():
-        yield stop
+        yield
         return
-    before = {number: signal.signal(number, stop._handle) for number in REQUESTS}  # pyright: ignore[reportPrivateUsage]
+    before = {number: signal.signal(number, handle) for number in REQUESTS}
     try:
-        yield stop
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)

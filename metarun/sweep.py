@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from metarun import job, manifest, records
 from metarun.compat import run_hydra
-from metarun.compose import UNUSED, Command, Composed, compose, explaining, quoted, resolved
+from metarun.compose import NO_LOGGING, Command, Composed, compose, explaining, quoted, resolved
 from metarun.config import checked_name, launching, tracked
 from metarun.errors import ConfigError, MetarunError, SweepError
 from metarun.files import folder_lock, prepare_folder
@@ -63,7 +63,7 @@ def run(command: Command, composed: Composed, folder: Path | None = None) -> int
             done = before.get(name, {}).get("state") == "done"
             state = {"state": "done", "skipped": True} if done else {"state": "pending"}
             manifest.append(folder, "job", job=name, overrides=overrides, **state)
-        own = [f"hydra.sweep.dir={quoted(str(folder))}", "hydra.sweep.subdir=.", *UNUSED]
+        own = [f"hydra.sweep.dir={quoted(str(folder))}", "hydra.sweep.subdir=.", *NO_LOGGING]
         words = [*command.flags, *command.overrides, *own]
         try:
             with _stoppable(folder), explaining(command):

@@ -133,7 +133,7 @@ def _meta_gradient(
 ) -> tuple[MetaGradient | None, Tensor]:
     algorithm, outer = experiment.algorithm, experiment.outer
     assert algorithm.meta_grad is not None
-    chunk = state.chunk or experiment.hardware.chunk
+    chunk = state.chunk or experiment.tasks_at_once()
     found, fitted = in_chunks(algorithm.meta_grad, state.meta, tasks, state.step, chunk)
     if fitted < min(chunk, len(tasks)):
         state.chunk = fitted

@@ -15,7 +15,7 @@ from typing import Any
 import metarun
 from metarun.errors import ConfigError
 from metarun.files import write_atomic
-from metarun.records import NAME
+from metarun.records import NAME, masked
 from metarun.tracking.settings import Mode, TrackingSettings, choose_mode
 
 LABEL = "wandb.json"  # which W&B run a folder is, and how it was asked to be tracked
@@ -57,7 +57,7 @@ def _start(folder: Path, settings: TrackingSettings | None, *, records: bool) ->
     if find_spec("wandb") is None:
         return NOT_INSTALLED
     try:
-        write_label(folder, asdict(settings))
+        write_label(folder, masked(asdict(settings)))
         task = ["--records", str(_size(folder / NAME))] if records else ["--comparison"]
         command, environment = mirror_command(folder, mode)
         _detach([*command, *task, "--parent", str(os.getpid())], environment, folder / LOG)

@@ -22,7 +22,7 @@ from metarun.signals import Stop
 from metarun.state import State
 from metarun.train import train
 
-WARM = 200  # steps
+WARM = 0.5  # of all steps
 EVERY = 20
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -30,7 +30,8 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 class Watch:
     """The log of a run that keeps nothing but what the process has grown to."""
 
-    def __init__(self, leak: bool) -> None:
+    def __init__(self, first: int, leak: bool) -> None:
+        self.first = first
         self.samples: list[tuple[int, int, int, int, int]] = []
         self.kept: list[torch.Tensor] | None = [] if leak else None
 
@@ -39,10 +40,10 @@ class Watch:
         if self.kept is not None:
             inner = torch.ones(20_000, requires_grad=True)
             self.kept.append((inner * 2).sum())
-        if kind == "train" and step >= WARM and step % EVERY == 0:
+        if kind == "train" and step >= self.first and step % EVERY == 0:
             gc.collect()
-            resident = int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
             tensors = sum(1 for thing in gc.get_objects() if type(thing) is torch.Tensor)
+            resident = int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
             files = len(os.listdir("/proc/self/fd"))
             self.samples.append((step, resident, files, threading.active_count(), tensors))
 
@@ -61,11 +62,11 @@ def main() -> None:
     torch.set_num_threads(1)
     steps, leak = int(sys.argv[1]), "leak" in sys.argv[2:]
     words = f"""
-        dataset=sinusoid algo=maml outer.batch=4 budget.total={steps} validation.every={EVERY}
+        dataset=sinusoid algo=maml outer.batch=4 budget.total={steps} validation.every=100
         validation.tasks=4 validation.steps=2 hardware=cpu hardware.threads=1
     """
     experiment = assemble(check(compose_job(words.split())), Path())
-    watch = Watch(leak)
+    watch = Watch(int(WARM * steps), leak)
     train(experiment, State(experiment.initial()), watch, Stop(), 1.0)
     table = np.array(watch.samples, dtype=float)
     slope = np.polyfit(table[:, 0], table[:, 1], 1)[0] * 1000 / 2**20

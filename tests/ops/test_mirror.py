@@ -221,3 +221,17 @@ def test_a_sweep_s_comparison_is_a_run_of_its_own(tmp_path, home):
     assert row["curves._type"] == "image-file"
     assert "nothing new" in sync(sweep)
     assert logs(sweep) == [log]
+
+
+def test_an_agent_of_a_wandb_sweep_chooses_the_id(tmp_path, home, monkeypatch):
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep123")
+    monkeypatch.setenv("WANDB_RUN_ID", "chosenbyagent")
+    train(tmp_path / "run", "--steps", "3")
+    mirrored(tmp_path / "run")
+    assert read_label(tmp_path / "run")["id"] == "chosenbyagent"
+    for name in ("WANDB_SWEEP_ID", "WANDB_RUN_ID"):
+        monkeypatch.delenv(name)
+    sync(tmp_path / "run")
+    (log,) = logs(tmp_path / "run")
+    assert log.name == "run-chosenbyagent.wandb"
+    assert len(history(log)) == 4

@@ -64,14 +64,26 @@ def test_another_thread_gets_a_flag_that_stays_down():
     assert seen == [(None, before)]
 
 
-def test_before_work_begins_a_request_ends_the_process_at_once():
-    code = "import time; from metarun.signals import *; preemptible(); print(1, flush=True); "
-    process = python("-c", f"{code}\nwith stop_requests(): pass\ntime.sleep(60)")
-    assert process.stdout.readline() == "1\n"
-    process.terminate()
+START_UP = """
+import time
+from metarun.signals import nothing_to_save, stop_requests
+with nothing_to_save():
+    with stop_requests():
+        pass
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_with_nothing_to_save_a_request_ends_the_process_at_once(number, code):
+    process = python("-c", START_UP)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
     _, error = process.communicate(timeout=5)
-    assert process.returncode == 75
-    assert error == "metarun: stopped by SIGTERM before it began; give the same command again\n"
+    assert process.returncode == code
+    assert "with nothing to save; the same command goes on" in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ from metarun.config import check, compose_job
 from metarun.data.fetch import data_root
 from metarun.errors import ConfigError
 from metarun.files import write_atomic
+from metarun.nearest import did_you_mean
 from metarun.outcome import task_list
 from metarun.paths import config_digest, outputs_root
 from metarun.run import read_config, read_outcome
-from metarun.schema import did_you_mean
 from metarun.settings import GROUPS
 from metarun.signals import stop_requests
 from metarun.state import Vault

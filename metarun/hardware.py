@@ -11,7 +11,7 @@ from pydantic import Field
 
 from metarun.errors import ConfigError
 
-CACHED_NUMBERS = 200_000
+CACHED_NUMBERS = 256_000
 MOST_AT_ONCE = 128
 KEPT_BY_ALLOCATOR = {-3: 1 << 25, -1: (1 << 31) - 1}  # M_MMAP_THRESHOLD at its most, M_TRIM_...
 
@@ -29,7 +29,7 @@ class Hardware:
         """Return how many tasks run together, each of whose inputs hold so many numbers.
 
         More tasks at once save calls, until what they compute leaves a CPU's cache: measured on
-        Conv-4 and perceptrons, at some 200,000 numbers.
+        Conv-4 and perceptrons, at some 256,000 numbers.
         """
         if self.batching == "loop":
             return 1

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from metarun import console, plots, tracking
+from metarun import console, plots, tracking, yamlfile
 from metarun.assemble import Experiment, assemble
 from metarun.config import Checked, check
 from metarun.cost import flops_per_meta_step
@@ -75,7 +75,7 @@ def read_outcome(folder: Path) -> dict[str, Any] | None:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the resolved configuration that a run was started with."""
-    return OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))  # pyright: ignore
+    return yamlfile.read(folder / "config.yaml")
 
 
 class _Run:

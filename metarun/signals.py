@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
@@ -15,6 +16,7 @@ REQUESTS: dict[int, type[MetarunError]] = {
     signal.SIGTERM: PreemptedError,
     signal.SIGINT: KeyboardStopError,
 }
+ONE_REQUEST_S = 0.3  # a cluster signals every process of a job, and a sweep hands it on as well
 SHOW_CURSOR = b"\x1b[?25h\n"
 
 
@@ -22,6 +24,7 @@ class Stop:
     """The flag; `requested` is the number of the first signal that came, or None."""
 
     requested: int | None = None
+    since: float = 0.0
 
     def check(self) -> None:
         """Raise PreemptedError after SIGTERM, KeyboardStopError after Ctrl-C, else nothing."""
@@ -33,8 +36,10 @@ class Stop:
         )
 
     def _handle(self, number: int, _: FrameType | None) -> None:
+        now = time.monotonic()
         if self.requested is None:
-            self.requested = number
+            self.requested, self.since = number, now
+        if now - self.since < ONE_REQUEST_S:
             return
         # The second request must not wait for anything: no cleanup, but a terminal with a cursor.
         for descriptor in (1, 2):

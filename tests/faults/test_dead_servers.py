@@ -149,7 +149,7 @@ def test_a_mirror_killed_at_any_time_sends_each_row_once(tmp_path):
 def test_a_live_mirror_does_not_slow_the_steps(tmp_path):
     best: dict[str, float] = {}
     with serving(Received()) as url:
-        for repeat in range(5):
+        for repeat in range(3):
             for tracking in ("none", "mirror"):
                 folder = tmp_path / f"{tracking}-{repeat}"
                 words = ("--steps", "400", "--rounds", "150000", "--tracking", tracking)

@@ -18,6 +18,7 @@ from metarun.errors import ConfigError
 from metarun.evaluate import Scores, evaluate
 from metarun.hardware import Hardware
 from metarun.models.net import Net, set_running, use_running
+from metarun.parallel import Workers
 from metarun.problem import Meta, Problem
 from metarun.settings import Budget, Checkpoints, Outer, TaskShape, Test, Validation
 from metarun.signals import Stop
@@ -41,6 +42,7 @@ class Experiment:
     source: Source
     problem: Problem
     algorithm: MetaAlgorithm
+    workers: Workers
 
     def initial(self) -> Meta:
         """Return the meta-parameters before training, on the device."""
@@ -92,13 +94,16 @@ class Experiment:
                 yield self.tasks(split, first, min(at_once, count - first))
 
         with self._normalising(meta):
-            return evaluate(self.problem, self.algorithm, meta, batches(), steps, stop.check)
+            return evaluate(
+                self.problem, self.algorithm, meta, batches(), steps, stop.check, self.workers
+            )
 
     def tasks_at_once(self, split: Split = "train") -> int:
         """Return how many tasks run together on this hardware."""
         queries = self.task.test_queries if split == "test" else self.task.queries
         rows = self.task.ways * (self.task.shots + queries)
-        return self.hardware.tasks_at_once(rows * prod(self.source.features))
+        batch = self.outer.batch if split == "train" else self.test.tasks
+        return self.hardware.tasks_at_once(rows * prod(self.source.features), batch)
 
     def normalisation(self) -> str:
         """Return the normalisation mode that belongs beside every number."""
@@ -156,11 +161,22 @@ def assemble(checked: Checked, data_root: Path) -> Experiment:
         source=source,
         problem=problem,
         algorithm=algorithm,
+        workers=_workers(hardware, algorithm, problem),
         **{name: sections[name] for name in _SECTIONS},
     )
 
 
 _SECTIONS = ("task", "outer", "budget", "validation", "test", "checkpoints")
+
+
+def _workers(hardware: Hardware, algorithm: MetaAlgorithm, problem: Problem) -> Workers:
+    """Give tasks a thread a core; one large batch, or running averages, all cores together."""
+    if algorithm.batches == "examples" or problem.model.bn_mode == "running":
+        return Workers(1)
+    workers = hardware.workers()
+    if workers.count > 1:
+        torch.set_num_threads(1)
+    return workers
 
 
 def _build(part: Part, *runtime: object) -> Any:

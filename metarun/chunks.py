@@ -9,17 +9,23 @@ from torch import Tensor
 
 from metarun.errors import MemoryExhaustedError
 from metarun.estimators import MetaGrad, MetaGradient
+from metarun.parallel import Workers
 from metarun.problem import Meta
 from metarun.tasks import Tasks
 
 
 def in_chunks(
-    meta_grad: MetaGrad, meta: Meta, tasks: Tasks, step: int, chunk: int
+    meta_grad: MetaGrad,
+    meta: Meta,
+    tasks: Tasks,
+    step: int,
+    chunk: int,
+    workers: Workers | None = None,
 ) -> tuple[MetaGradient, int]:
     """Compute a batch's mean meta-gradient `chunk` tasks at a time; return the chunk that fitted.
 
     A chunk that does not fit into memory is halved and the batch begun again. Chunks are summed
-    in task order.
+    in task order, whichever worker is first.
 
     Raises:
         MemoryExhaustedError: one task alone does not fit.
@@ -27,7 +33,7 @@ def in_chunks(
     chunk = min(chunk, len(tasks))
     while True:
         try:
-            return _mean(meta_grad, meta, tasks, step, chunk), chunk
+            return _mean(meta_grad, meta, tasks, step, chunk, workers or Workers(1)), chunk
         except torch.OutOfMemoryError as error:
             if chunk == 1:
                 raise MemoryExhaustedError(
@@ -38,15 +44,20 @@ def in_chunks(
         chunk = (chunk + 1) // 2
 
 
-def _mean(meta_grad: MetaGrad, meta: Meta, tasks: Tasks, step: int, chunk: int) -> MetaGradient:
+def _mean(
+    meta_grad: MetaGrad, meta: Meta, tasks: Tasks, step: int, chunk: int, workers: Workers
+) -> MetaGradient:
     if chunk >= len(tasks):
         return meta_grad(meta, tasks, step)
+
+    def compute(some: Tasks) -> MetaGradient:
+        return meta_grad(meta, some, step)
+
     gradient: Meta | None = None
     shift: Meta | None = None
     parts: list[MetaGradient] = []
-    for some in tasks.chunks(chunk):
-        found = meta_grad(meta, some, step)
-        share = len(some) / len(tasks)
+    for found in workers.map(compute, tasks.chunks(chunk)):
+        share = len(found.losses) / len(tasks)
         gradient = _add(gradient, found.gradient, share)
         shift = _add(shift, found.shift, share)
         parts.append(found._replace(gradient={}, shift={}))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from metarun.algorithms.base import MetaAlgorithm
 from metarun.inner import over_tasks
+from metarun.parallel import Workers
 from metarun.problem import Meta, Params, Problem
 from metarun.tasks import Tasks
 
@@ -54,22 +55,28 @@ def evaluate(
     batches: Iterator[Tasks],
     steps: int,
     check: Callable[[], None],
+    workers: Workers,
 ) -> Scores:
     """Score adaptation after 0..steps steps on every task; `check` is called between batches."""
     metric: Metric = "accuracy" if problem.kind == "classification" else "mse"
-    values: list[Tensor] = []
-    modes: list[Tensor] = []
-    assigned: list[Tensor] = []
-    for tasks in batches:
-        check()
+
+    def one(tasks: Tasks) -> tuple[Tensor, Tensor, Tensor | None]:
         x, y = tasks.support_x, tasks.support_y
         curve = [
             score(problem, params, tasks).double() for params in algorithm.adapt(meta, x, y, steps)
         ]
-        values.append(torch.stack(curve, 1).cpu())
-        modes.append(tasks.mode.cpu())
-        if algorithm.assign is not None:
-            assigned.append(algorithm.assign(meta, x, y).cpu())
+        chosen = algorithm.assign(meta, x, y).cpu() if algorithm.assign else None
+        return torch.stack(curve, 1).cpu(), tasks.mode.cpu(), chosen
+
+    values: list[Tensor] = []
+    modes: list[Tensor] = []
+    assigned: list[Tensor] = []
+    for curve, mode, chosen in workers.map(one, batches):
+        check()
+        values.append(curve)
+        modes.append(mode)
+        if chosen is not None:
+            assigned.append(chosen)
     return Scores(
         metric, torch.cat(values), torch.cat(modes), torch.cat(assigned) if assigned else None
     )

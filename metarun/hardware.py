@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -10,9 +11,11 @@ import torch
 from pydantic import Field
 
 from metarun.errors import ConfigError
+from metarun.parallel import Workers
 
 CACHED_NUMBERS = 256_000
 MOST_AT_ONCE = 128
+WORTH_A_THREAD = 4096  # numbers a task, below which Python's own work would fill the threads
 KEPT_BY_ALLOCATOR = {-3: 1 << 25, -1: (1 << 31) - 1}  # M_MMAP_THRESHOLD at its most, M_TRIM_...
 
 
@@ -24,9 +27,14 @@ class Hardware:
     dtype: torch.dtype
     batching: Literal["loop", "vmap"]
     chunk: int | None  # tasks at once, as asked for
+    cores: int  # of the CPU, to be used in all
 
-    def tasks_at_once(self, numbers: int) -> int:
-        """Return how many tasks run together, each of whose inputs hold so many numbers.
+    def workers(self) -> Workers:
+        """Return threads that run chunks of tasks side by side, each on one core."""
+        return Workers(self.cores if self.batching == "vmap" and self.device.type == "cpu" else 1)
+
+    def tasks_at_once(self, numbers: int, batch: int) -> int:
+        """Return how many of a batch's tasks run together, each with so many numbers as inputs.
 
         More tasks at once save calls, until what they compute leaves a CPU's cache: measured on
         Conv-4 and perceptrons, at some 256,000 numbers.
@@ -37,7 +45,10 @@ class Hardware:
             return self.chunk
         if self.device.type != "cpu":
             return MOST_AT_ONCE
-        return max(1, min(MOST_AT_ONCE, CACHED_NUMBERS // numbers))
+        together = max(1, min(MOST_AT_ONCE, CACHED_NUMBERS // numbers))
+        if numbers < WORTH_A_THREAD:
+            return together
+        return min(together, -(-batch // self.cores))
 
     def describe(self) -> dict[str, Any]:
         """Return what a reader needs to judge timings and repeat bits."""
@@ -45,7 +56,7 @@ class Hardware:
         return {
             "device": str(self.device),
             "name": name,
-            "threads": torch.get_num_threads(),
+            "threads": self.cores,
             "dtype": str(self.dtype).removeprefix("torch."),
             "batching": self.batching,
         }
@@ -79,14 +90,15 @@ def hardware(
             f"hardware.device: {device} was asked for and there are "
             f"{torch.cuda.device_count()} GPUs, counted from cuda:0"
         )
-    if threads is not None:
-        torch.set_num_threads(threads)
+    cores = threads or int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(cores)
     keep_freed_memory()
     return Hardware(
         device=found,
         dtype=torch.float32 if dtype == "float32" else torch.float64,
         batching="vmap" if batching == "auto" else batching,
         chunk=chunk,
+        cores=cores,
     )
 
 

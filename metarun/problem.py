@@ -5,7 +5,9 @@ Letters in shapes: S support rows, R query rows, D outputs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, field
+from threading import current_thread, local, main_thread
 from typing import Literal
 
 import torch
@@ -29,6 +31,16 @@ class Problem:
     model: Net
     kind: Literal["classification", "regression"]
     train_classes: int = 0  # of the training split; what a pre-trained head tells apart
+    _copies: local = field(default_factory=local, repr=False, compare=False)
+
+    @property
+    def _net(self) -> Net:
+        """This thread's model: a functional call lends the module its parameters for a moment."""
+        if current_thread() is main_thread():
+            return self.model
+        if not hasattr(self._copies, "net"):
+            self._copies.net = deepcopy(self.model)
+        return self._copies.net
 
     def initial(self) -> Params:
         """Return copies of the model's own parameters."""
@@ -42,26 +54,26 @@ class Problem:
 
     def loss(self, params: Params, x: Tensor, y: Tensor) -> Tensor:
         """Return the loss on one set, normalised by its own statistics."""
-        return self.error(functional_call(self.model, params, (x,)), y)
+        return self.error(functional_call(self._net, params, (x,)), y)
 
     def features(self, params: Params, x: Tensor) -> Tensor:
         """Return what the head sees, [B, width]."""
         body = {name[5:]: value for name, value in params.items() if name.startswith("body.")}
-        return functional_call(self.model.body, body, (x,))
+        return functional_call(self._net.body, body, (x,))
 
     def predict(self, params: Params, support_x: Tensor, query_x: Tensor) -> Tensor:
         """Return the query's outputs [R, D] under the model's normalisation mode."""
         mode, shots = self.model.bn_mode, support_x.shape[0]
         if mode == "support":
             both = torch.cat([support_x, query_x])
-            return functional_call(self.model, params, (both, shots))[shots:]
+            return functional_call(self._net, params, (both, shots))[shots:]
         if mode == "one_by_one":
 
             def alone(x: Tensor) -> Tensor:
-                return functional_call(self.model, params, (torch.cat([support_x, x[None]]),))[-1]
+                return functional_call(self._net, params, (torch.cat([support_x, x[None]]),))[-1]
 
             return torch.vmap(alone)(query_x)
-        return functional_call(self.model, params, (query_x,))
+        return functional_call(self._net, params, (query_x,))
 
     def query_loss(
         self, params: Params, support_x: Tensor, query_x: Tensor, query_y: Tensor

@@ -134,7 +134,9 @@ def _meta_gradient(
     algorithm, outer = experiment.algorithm, experiment.outer
     assert algorithm.meta_grad is not None
     chunk = state.chunk or experiment.tasks_at_once()
-    found, fitted = in_chunks(algorithm.meta_grad, state.meta, tasks, state.step, chunk)
+    found, fitted = in_chunks(
+        algorithm.meta_grad, state.meta, tasks, state.step, chunk, experiment.workers
+    )
     if fitted < min(chunk, len(tasks)):
         state.chunk = fitted
     norm = gradient_norm(found.gradient)

@@ -36,15 +36,15 @@ class Case:
 
 STEPS = dict(inner_lr=0.1, steps=3)
 SPLIT = dict(starts=2, spread=0.3, balance=0.1)
-SOLVED = dict(inner_lr=0.02, proximal=10.0, cg_tolerance=0.0, damping=0.0)
+SOLVED = dict(inner_lr=0.05, proximal=10.0, cg_tolerance=0.0, damping=0.0)
 GRID = [0.05, 0.4]
 CASES = [
     Case("maml", maml, {**STEPS, "estimator": "adjoint"}, exact=True),
     Case("maml-recompute", maml, {**STEPS, "estimator": "recompute"}, exact=True),
     Case("maml-unrolled", maml, {**STEPS, "estimator": "unrolled"}, exact=True),
     Case("fomaml", maml, {**STEPS, "estimator": "first_order"}, exact=False),
-    Case("imaml", imaml, {**SOLVED, "steps": 5, "cg_steps": 3}, exact=False),
-    Case("imaml-solved", imaml, {**SOLVED, "steps": 300, "cg_steps": 40}, exact=True),
+    Case("imaml", imaml, {**SOLVED, "inner_lr": 0.02, "steps": 3, "cg_steps": 1}, exact=False),
+    Case("imaml-solved", imaml, {**SOLVED, "steps": 80, "cg_steps": 25}, exact=True),
     Case(
         "clustered",
         clustered,

@@ -11,7 +11,7 @@ import pytest
 from children import python
 
 from metarun.errors import KeyboardStopError, PreemptedError
-from metarun.signals import stop_requests
+from metarun.signals import ONE_REQUEST_S, stop_requests
 
 STUBBORN = """
 import time
@@ -86,6 +86,14 @@ def test_with_nothing_to_save_a_request_ends_the_process_at_once(number, code):
     assert error.count("\n") == 1
 
 
+def test_a_request_that_arrives_twice_is_one():
+    """A cluster signals every process of a job, and a sweep hands the signal on as well."""
+    with stop_requests() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested == signal.SIGTERM
+
+
 @pytest.mark.parametrize(
     ("first", "second", "code"),
     [
@@ -99,6 +107,7 @@ def test_a_second_signal_exits_at_once(first, second, code):
     assert process.stdout.readline() == "ready\n"
     process.send_signal(first)
     assert process.stdout.readline() == "asked\n"
+    time.sleep(1.5 * ONE_REQUEST_S)
     begun = time.monotonic()
     process.send_signal(second)
     assert process.wait(5) == code

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CPUS ?= auto
 
-.PHONY: help setup demo test check test-fast test-faults golden bench smoke wheel clean
+.PHONY: help setup demo test check test-faults golden smoke wheel clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 16
@@ -19,16 +19,17 @@ setup: $(BIN)/.ready  ## make .venv with the tested versions
 demo: setup  ## scratch, transfer, FO-MAML and MAML on the embedded glyphs; about 3 minutes on 2 cores
 	$(BIN)/metarun experiment=transfer_vs_maml
 
-test: check test-faults  ## everything that CI runs
+test: check  ## what CI runs: check, then the slow tests (README's commands, a wheel elsewhere)
+	$(BIN)/pytest -q -n $(CPUS) -m 'slow and not faults'
 
-check: setup  ## format, lint, types, tests
+check: setup  ## format, lint, types, fast tests; under 3 minutes on 2 cores
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/pytest -q -n $(CPUS) -m 'not faults and not slow'
 
-test-faults: setup  ## kills, full disks, dead networks, whole sweeps, a wheel elsewhere
-	$(BIN)/pytest -q -n $(CPUS) -m 'faults or slow'
+test-faults: setup  ## kills, full disks, dead networks, stopped sweeps; minutes, best undisturbed
+	$(BIN)/pytest -q -n $(CPUS) -m faults
 
 golden: setup  ## accept today's numbers as the golden ones
 	METARUN_GOLDEN=write $(BIN)/pytest -q tests/test_golden.py

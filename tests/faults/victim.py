@@ -1,6 +1,6 @@
 """Runs that are to be killed: forked from a process that has imported everything and run once.
 
-Only scripts import this, for a fork needs a process without threads. Each run is small (40 steps on
+Only scripts import this, for a fork needs a process without threads. Each run is small (24 steps on
 sinusoids, a checkpoint every second step) and real, but for its plots, which nobody resumes.
 """
 
@@ -26,10 +26,10 @@ from metarun import run as job
 from metarun.assemble import Experiment
 from metarun.records import Records, merged, read
 
-STEPS, EVERY = 40, 2
+STEPS, EVERY = 24, 2
 TINY = (
     f"budget.total={STEPS} checkpoints.every={EVERY} outer.batch=4 task.queries=5 "
-    "validation.every=10 validation.tasks=8 validation.steps=2 test.tasks=8 test.steps=2 "
+    "validation.every=6 validation.tasks=8 validation.steps=2 test.tasks=8 test.steps=2 "
     "hardware=cpu hardware.threads=1 model.hidden=[8]"
 ).split()
 FAMILIES = {

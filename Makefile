@@ -25,7 +25,7 @@ test: check  ## what CI runs: check, then the slow tests (README's commands, a w
 check: setup  ## format, lint, types, fast tests; under 3 minutes on 2 cores
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/pytest -q -n $(CPUS) -m 'not faults and not slow'
 
 test-faults: setup  ## kills, full disks, dead networks, stopped sweeps; minutes, best undisturbed

@@ -17,12 +17,20 @@ HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
 FIGURES = "{'loss': 0.31234, 'accuracy': 0.7, 'tasks/s': 254.2}"
 
 
+# A background job of a shell, and what it starts, inherits a Ctrl-C that is ignored.
+PREAMBLE = """
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from metarun import console
+"""
+
+
 def run_on_a_terminal(body, *, until=None, send=None, **environment):
     """Run a program with a terminal of its own; return its exit code and what was shown."""
     parent, child = pty.openpty()
     env = {"TERM": "xterm", "COLUMNS": "100", "PATH": os.environ["PATH"], **environment}
     process = subprocess.Popen(
-        [sys.executable, "-c", f"import time, sys\nfrom metarun import console\n{body}"],
+        [sys.executable, "-c", f"{PREAMBLE}\n{body}"],
         stdin=child,
         stdout=child,
         stderr=child,

@@ -16,7 +16,7 @@ $(BIN)/.ready: pyproject.toml constraints.txt
 
 setup: $(BIN)/.ready  ## make .venv with the tested versions
 
-demo: setup  ## scratch, transfer, FO-MAML and MAML on the embedded glyphs; about 3 minutes on 2 cores
+demo: setup  ## scratch, transfer, FO-MAML and MAML on the embedded glyphs; under 4 minutes on 2 cores
 	$(BIN)/metarun experiment=transfer_vs_maml
 
 test: check  ## what CI runs: check, then the slow tests (README's commands, a wheel elsewhere)

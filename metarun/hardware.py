@@ -105,7 +105,7 @@ def hardware(
 def keep_freed_memory() -> None:
     """Have the C library keep large freed blocks for the next tensor instead of returning them.
 
-    It is otherwise asked for fresh, zeroed pages at every large tensor, which took a quarter of
+    It is otherwise asked for fresh, zeroed pages at every large tensor, which costs a good part of
     a meta-step. Where the library is not glibc, nothing is changed.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -14,7 +14,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "train"))
 
-from tiny import tiny
+from tiny import Log, tiny
 
 from metarun.signals import Stop
 from metarun.state import State
@@ -34,36 +34,17 @@ RUNS = {
 }
 
 
-class Losses:
-    """A log that keeps training losses only."""
-
-    def __init__(self) -> None:
-        self.found: list[float] = []
-
-    def record(self, kind: str, step: int, figures: dict) -> None:
-        if kind == "train":
-            self.found.append(figures["loss"])
-
-    def progress(self, done: float, figures: dict) -> None:
-        pass
-
-    def save(self, state: State) -> None:
-        pass
-
-    def save_best(self, state: State) -> None:
-        pass
-
-
 @pytest.mark.parametrize("name", RUNS)
 def test_losses_are_the_golden_ones(name: str) -> None:
-    experiment, log = tiny(*RUNS[name]), Losses()
+    experiment, log = tiny(*RUNS[name]), Log()
     train(experiment, State(experiment.initial()), log, Stop(), 0.0)
+    losses = [figures["loss"] for kind, _, figures in log.records if kind == "train"]
     golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
     if os.environ.get("METARUN_GOLDEN") == "write":
-        GOLDEN.write_text(json.dumps({**golden, name: log.found}, indent=1, sort_keys=True) + "\n")
+        GOLDEN.write_text(json.dumps({**golden, name: losses}, indent=1, sort_keys=True) + "\n")
         return
-    assert len(log.found) == 12
-    assert log.found == pytest.approx(golden[name], rel=1e-9)
+    assert len(losses) == 12
+    assert losses == pytest.approx(golden[name], rel=1e-9)
 
 
 def test_two_exact_estimators_have_one_trajectory() -> None:

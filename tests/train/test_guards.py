@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import tiny
+from tiny import Log, tiny
 
 from metarun.assemble import Experiment
 from metarun.chunks import in_chunks, map_meta
@@ -20,25 +20,6 @@ from metarun.tasks import Tasks
 from metarun.train import train
 
 BAD_STEP, BAD_TASK = 3, 2
-
-
-class Log:
-    """Keeps what training says."""
-
-    def __init__(self) -> None:
-        self.records: list[tuple[str, int, dict]] = []
-
-    def record(self, kind: str, step: int, figures: dict) -> None:
-        self.records.append((kind, step, figures))
-
-    def progress(self, done: float, figures: dict) -> None:
-        pass
-
-    def save(self, state: State) -> None:
-        pass
-
-    def save_best(self, state: State) -> None:
-        pass
 
 
 def poisoned(experiment: Experiment, where: str, steps: set[int]) -> Experiment:

@@ -7,6 +7,7 @@ from typing import Any
 
 from metarun.assemble import Experiment, assemble
 from metarun.config import check, compose_job
+from metarun.state import State
 
 TINY = (
     "dataset=sinusoid",
@@ -34,3 +35,22 @@ def tiny_config(*overrides: str) -> dict[str, Any]:
 def tiny(*overrides: str) -> Experiment:
     """Return a tiny experiment."""
     return assemble(check(tiny_config(*overrides)), Path("no-data-needed"))
+
+
+class Log:
+    """Keeps what training records, and nothing else."""
+
+    def __init__(self) -> None:
+        self.records: list[tuple[str, int, dict[str, Any]]] = []
+
+    def record(self, kind: str, step: int, figures: dict[str, Any]) -> None:
+        self.records.append((kind, step, figures))
+
+    def progress(self, done: float, figures: dict[str, float]) -> None:
+        pass
+
+    def save(self, state: State) -> None:
+        pass
+
+    def save_best(self, state: State) -> None:
+        pass

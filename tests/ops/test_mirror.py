@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def logs(folder: Path) -> list[Path]:
 
 def inspect(log: Path, *words: str) -> str:
     """Read a log with W&B's own reader."""
-    command = ["wandb", "leet", "inspect", "--json", *words, str(log)]
+    command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", *words, str(log)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 

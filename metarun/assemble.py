@@ -155,6 +155,7 @@ def assemble(checked: Checked, data_root: Path) -> Experiment:
             model.to(hardware.device, hardware.dtype), source.kind, source.train_classes
         )
         algorithm: MetaAlgorithm = _build(checked.parts["algo"], problem)
+        problem = algorithm.problem or problem
     return Experiment(
         seed=checked.seed,
         hardware=hardware,

@@ -33,6 +33,7 @@ class MetaAlgorithm(NamedTuple):
     tuned: Mapping[str, tuple[float, ...]] = _NOTHING  # meta["rates"] entry -> validated values
     exact: bool = True  # is meta_grad the gradient of its own losses' mean
     assign: Callable[[Meta, Tensor, Tensor], Tensor] | None = None  # support -> start chosen [T]
+    problem: Problem | None = None  # what its parameters answer a query with, if not the model
 
 
 def plain_start(meta: Meta, support_x: Tensor, support_y: Tensor) -> Params:

@@ -17,6 +17,7 @@ from metarun.data.source import Source, Split
 from metarun.errors import ConfigError
 from metarun.evaluate import Scores, evaluate
 from metarun.hardware import Hardware
+from metarun.models.layers import kernel_blocks, use_kernels
 from metarun.models.net import Net, set_running, use_running
 from metarun.parallel import Workers
 from metarun.problem import Meta, Problem
@@ -156,6 +157,8 @@ def assemble(checked: Checked, data_root: Path) -> Experiment:
         )
         algorithm: MetaAlgorithm = _build(checked.parts["algo"], problem)
         problem = algorithm.problem or problem
+    hardware = hardware.running(kernel_blocks(problem.model))
+    use_kernels(problem.model, hardware.way == "batched")
     return Experiment(
         seed=checked.seed,
         hardware=hardware,

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from metarun import console
-from metarun.data.fetch import cache_root, data_root
+from metarun.data.fetch import data_root
 from metarun.errors import ConfigError
-from metarun.files import prepare_folder
+from metarun.files import cache_root, prepare_folder
 from metarun.paths import conf_dir, outputs_root
 
 State = Literal["ok", "warn", "fail"]

@@ -17,6 +17,7 @@ from metarun.problem import Meta, Params, Problem
 from metarun.tasks import Tasks
 
 Estimator = Literal["adjoint", "recompute", "unrolled", "first_order"]
+ALONE = 32_000  # numbers in a query set, above which tasks do not gain by company
 KEPT = 5  # steps whose graphs the adjoint keeps: typical loops whole, long ones in flat memory
 _NO_FIGURES: dict[str, Tensor] = {}
 _NO_SHIFT: Meta = {}
@@ -55,6 +56,24 @@ def query_losses(problem: Problem, params: Params, tasks: Tasks) -> Tensor:
     """Return the query loss of every task under its own parameters, [T]."""
     lifted = over_tasks(problem.query_loss, shared=0, count=len(tasks))
     return lifted(params, tasks.support_x, tasks.query_x, tasks.query_y)
+
+
+def query_gradients(problem: Problem, params: Params, tasks: Tasks) -> tuple[Tensor, Params]:
+    """Return the query losses [T] and the gradient of their mean for every task's parameters.
+
+    Nothing differentiates it again, and a large query set fills a core by itself: then tasks are
+    taken one at a time, so that what one computes stays in the cache.
+    """
+    if tasks.query_x.is_cuda or tasks.query_x[0].numel() < ALONE:
+        losses = query_losses(problem, params, tasks)
+        return losses, _zip(params, torch.autograd.grad(losses.mean(), list(params.values())))
+    found: list[tuple[Tensor, ...]] = []
+    for index in range(len(tasks)):
+        one = leaves({name: value[index : index + 1] for name, value in params.items()})
+        loss = query_losses(problem, one, tasks[index : index + 1])
+        found.append((loss.detach(), *torch.autograd.grad(loss.sum(), list(one.values()))))
+    losses, *grads = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return losses, {name: g / len(tasks) for name, g in zip(params, grads, strict=True)}
 
 
 def unrolled(problem: Problem, learner: Learner, steps: int) -> MetaGrad:
@@ -104,8 +123,7 @@ def adjoint(problem: Problem, learner: Learner, steps: int, *, last: int, kept: 
                 after = advance(k, params, exact and keep)
                 trace.append((params, after if keep else None))
                 params = leaves(after)
-            losses = query_losses(problem, params, tasks)
-            pull = _zip(params, torch.autograd.grad(losses.mean(), list(params.values())))
+            losses, pull = query_gradients(problem, params, tasks)
             for k in reversed(range(steps)):
                 before, after = trace.pop()
                 after = after or advance(k, before, True)

@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -159,3 +160,12 @@ def _alive(pid: str, host: str) -> bool:
 
 def _existing(path: Path) -> Path:
     return next(p for p in (path, *path.absolute().parents) if p.is_dir())
+
+
+def cache_root() -> Path:
+    """Return the folder for what can be built again: `metarun` in the user's cache folder."""
+    named = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(named) if named else Path.home() / ".cache") / "metarun"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"metarun-{os.getuid()}"  # a user without a home

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 
 from metarun.errors import ConfigError
+from metarun.kernels.build import why_not
 from metarun.parallel import Workers
+
+Batching = Literal["auto", "loop", "vmap", "batched", "tune"]
+Way = Literal["loop", "vmap", "batched"]
 
 CACHED_NUMBERS = 256_000
 MOST_AT_ONCE = 128
@@ -25,13 +29,44 @@ class Hardware:
 
     device: torch.device
     dtype: torch.dtype
-    batching: Literal["loop", "vmap"]
+    batching: Batching  # as asked for
     chunk: int | None  # tasks at once, as asked for
     cores: int  # of the CPU, to be used in all
+    way: Way = "vmap"  # how a batch of tasks is run; see `running`
+    reason: str = ""
+
+    @property
+    def applicable(self) -> tuple[Way, ...]:
+        """Return the ways that a model may be run in, given whether it runs by kernels."""
+        return ("loop", "vmap", "batched") if self.way == "batched" else ("loop", "vmap")
+
+    def running(self, blocks: int) -> Hardware:
+        """Decide the way for a model of which so many blocks have kernels; a rule, not a race.
+
+        Raises:
+            ConfigError: `batched` was asked for and there is nothing to run so.
+        """
+        without = self._without_kernels(blocks)
+        if self.batching == "batched" and without:
+            raise ConfigError(f"hardware.batching=batched: {without}; use hardware.batching=auto")
+        if self.batching in ("loop", "vmap"):
+            way: Way = "loop" if self.batching == "loop" else "vmap"
+            return replace(self, way=way, reason="asked for")
+        if without:
+            return replace(self, way="vmap", reason=without)
+        return replace(self, way="batched", reason=f"kernels for {blocks} blocks")
+
+    def _without_kernels(self, blocks: int) -> str:
+        """Return why there are no kernels for this device and model, or nothing."""
+        if self.device.type != "cpu":
+            return "the kernels are for CPUs"
+        if not blocks:
+            return "the kernels are for conv4 with batch normalisation and (leaky) ReLU"
+        return why_not()
 
     def workers(self) -> Workers:
         """Return threads that run chunks of tasks side by side, each on one core."""
-        return Workers(self.cores if self.batching == "vmap" and self.device.type == "cpu" else 1)
+        return Workers(self.cores if self.way != "loop" and self.device.type == "cpu" else 1)
 
     def tasks_at_once(self, numbers: int, batch: int) -> int:
         """Return how many of a batch's tasks run together, each with so many numbers as inputs.
@@ -39,7 +74,7 @@ class Hardware:
         More tasks at once save calls, until what they compute leaves a CPU's cache: measured on
         Conv-4 and perceptrons, at some 256,000 numbers.
         """
-        if self.batching == "loop":
+        if self.way == "loop":
             return 1
         if self.chunk is not None:
             return self.chunk
@@ -58,7 +93,7 @@ class Hardware:
             "name": name,
             "threads": self.cores,
             "dtype": str(self.dtype).removeprefix("torch."),
-            "batching": self.batching,
+            "batching": self.way,
         }
 
 
@@ -67,12 +102,12 @@ def hardware(
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")],
     dtype: Literal["float32", "float64"],
     threads: Annotated[int, Field(ge=1)] | None,
-    batching: Literal["auto", "loop", "vmap"],
+    batching: Batching,
     chunk: Annotated[int, Field(ge=1)] | None,
 ) -> Hardware:
     """Resolve the choices on this machine.
 
-    `auto` batching is `vmap`, with as many tasks at once as `Hardware.tasks_at_once` says.
+    How tasks are run is decided when there is a model; see `Hardware.running`.
 
     Raises:
         ConfigError: the device is not there.
@@ -96,7 +131,7 @@ def hardware(
     return Hardware(
         device=found,
         dtype=torch.float32 if dtype == "float32" else torch.float64,
-        batching="vmap" if batching == "auto" else batching,
+        batching=batching,
         chunk=chunk,
         cores=cores,
     )

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from metarun import console, plots, tracking, yamlfile
 from metarun.assemble import Experiment, assemble
+from metarun.batching import settle
 from metarun.config import Checked, check
 from metarun.cost import flops_per_meta_step
 from metarun.data.fetch import data_root
@@ -103,6 +104,10 @@ class _Run:
         notice = tracking.start_mirror(self.folder, checked.tracking)
         if notice:
             console.say(notice)
+        experiment, batching = settle(experiment, state.meta)
+        self.experiment = experiment
+        if batching is not None:
+            self.records.write("batching", state.step, batching.describe())
         flops = flops_per_meta_step(experiment, state.meta)
         with console.progress(self.folder.name, 1.0, "budget") as self.show:
             state = train(experiment, state, self, self.stop, flops)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from metarun.errors import DataError
+from metarun.files import cache_root
 
 RETRIES = 2
 
@@ -21,15 +22,6 @@ def data_root() -> Path:
     """Return the folder of data sets: METARUN_DATA, or the user's cache folder."""
     named = os.environ.get("METARUN_DATA")
     return Path(named).expanduser() if named else cache_root()
-
-
-def cache_root() -> Path:
-    """Return the folder for what can be built again: `metarun` in the user's cache folder."""
-    named = os.environ.get("XDG_CACHE_HOME")
-    try:
-        return (Path(named) if named else Path.home() / ".cache") / "metarun"
-    except RuntimeError:
-        return Path(tempfile.gettempdir()) / f"metarun-{os.getuid()}"  # a user without a home
 
 
 def fetch(path: Path, url: str, checksum: str) -> Path:

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metarun.kernels.conv import conv2d
+from metarun.kernels.norm import norm_act_pool
+
 NormKind = Literal["batch", "group", "layer", "none"]
 BatchNormMode = Literal["transductive", "support", "one_by_one", "running"]
 Activation = Literal["relu", "leaky_relu", "tanh", "softplus"]
@@ -22,6 +25,7 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "softplus": F.softplus,
 }
+SLOPES: dict[Activation, float] = {"relu": 0.0, "leaky_relu": 0.01}  # left of zero
 
 
 class Norm(nn.Module):
@@ -48,6 +52,11 @@ class Norm(nn.Module):
         if kind == "batch":
             self.register_buffer("mean", torch.zeros(channels))
             self.register_buffer("variance", torch.ones(channels))
+
+    @property
+    def special(self) -> bool:
+        """Does it use, or measure, statistics other than the batch's own."""
+        return self.frozen or self.observing
 
     def forward(self, x: Tensor, reference: int | None = None) -> Tensor:
         if self.kind == "none":
@@ -91,11 +100,36 @@ class ConvBlock(nn.Module):
         activation: Activation,
     ) -> None:
         super().__init__()
-        stride = 2 if downsample == "stride" else 1
-        self.conv = nn.Conv2d(channels, filters, 3, stride=stride, padding=1)
+        self.stride, self.pool = (2, 1) if downsample == "stride" else (1, 2)
+        self.conv = nn.Conv2d(channels, filters, 3, stride=self.stride, padding=1)
         self.norm = Norm(filters, norm)
-        self.activation, self.pool = ACTIVATIONS[activation], downsample == "max_pool"
+        self.activation = ACTIVATIONS[activation]
+        self.slope = SLOPES.get(activation) if norm == "batch" else None
+        self.fused = False  # compute by the kernels; see `use_kernels`
 
     def forward(self, x: Tensor, reference: int | None = None) -> Tensor:
-        h = self.activation(self.norm(self.conv(x), reference))
-        return F.max_pool2d(h, 2) if self.pool else h
+        norm, slope = self.norm, self.slope
+        if self.fused and slope is not None and reference is None and not norm.special:
+            weight, bias = self.conv.weight, self.conv.bias
+            assert bias is not None
+            h = conv2d(x, weight, bias, stride=self.stride, padding=1)
+            return norm_act_pool(
+                h, norm.weight, norm.bias, pool=self.pool, eps=norm.eps, slope=slope
+            )
+        h = self.activation(norm(self.conv(x), reference))
+        return F.max_pool2d(h, 2) if self.pool == 2 else h
+
+
+def kernel_blocks(model: nn.Module) -> int:
+    """Return how many blocks have kernels."""
+    return len(_blocks(model))
+
+
+def use_kernels(model: nn.Module, on: bool) -> None:
+    """Switch the blocks that have kernels to them, or back to torch's operations."""
+    for block in _blocks(model):
+        block.fused = on
+
+
+def _blocks(model: nn.Module) -> list[ConvBlock]:
+    return [m for m in model.modules() if isinstance(m, ConvBlock) and m.slope is not None]

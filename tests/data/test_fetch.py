@@ -16,8 +16,9 @@ import pytest
 from loopback import Served, file_server
 
 from metarun.data import fetch as fetching
-from metarun.data.fetch import cache_root, data_root, fetch
+from metarun.data.fetch import data_root, fetch
 from metarun.errors import DataError
+from metarun.files import cache_root
 
 DATA = bytes(range(256)) * 4000
 SUM = f"md5:{hashlib.md5(DATA).hexdigest()}"

@@ -1,0 +1,156 @@
+"""How a batch of tasks is run: the choice, its check against the plain loop, what is recorded.
+
+`loop` takes one task after the other; `vmap` several at once by torch's own operations; `batched`
+also, with kernels whose weights carry a task axis. The meta-gradient is the same.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from metarun.assemble import Experiment
+from metarun.chunks import in_chunks, map_meta
+from metarun.estimators import MetaGrad
+from metarun.files import cache_root, write_atomic
+from metarun.hardware import Way
+from metarun.models.layers import use_kernels
+from metarun.problem import Meta
+from metarun.tasks import Tasks
+
+CHECKED = 2  # tasks whose gradient is compared; what is wrong with tasks shows with two
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}  # relative to the gradient's norm
+SENSITIVE = 30  # times what rounding the start otherwise does to the loop's own gradient
+TIMED = 3  # meta-steps for each way that is tried
+
+
+class Choice(NamedTuple):
+    """A way, why, and how far its meta-gradient lies from the loop's, relative to its norm."""
+
+    way: Way
+    chunk: int
+    reason: str
+    difference: float
+    tolerance: float
+    seconds: dict[str, float]  # of a meta-step, by way and chunk, where they were measured
+
+    def describe(self) -> dict[str, Any]:
+        """Return what goes into the records."""
+        return self._asdict()
+
+
+def settle(experiment: Experiment, meta: Meta) -> tuple[Experiment, Choice | None]:
+    """Return the experiment with its way of batching decided and checked; None: none is needed.
+
+    A way whose meta-gradient is not the loop's, as far as rounding explains, is not used.
+    """
+    meta_grad = experiment.algorithm.meta_grad
+    if meta_grad is None or experiment.algorithm.batches == "examples":
+        return experiment, None
+    way, chunk = experiment.hardware.way, experiment.tasks_at_once()
+    reason, seconds = experiment.hardware.reason, dict[str, float]()
+    if experiment.hardware.batching == "tune":
+        way, chunk, reason, seconds = _tuned(experiment, meta)
+    chosen = _with(experiment, way, chunk)
+    difference, tolerance = _difference(chosen, meta_grad, meta)
+    if difference > tolerance:
+        reason = f"the meta-gradient by {way} is {difference:.1e} from the loop's"
+        way, chunk = "loop", 1
+        chosen = _with(experiment, way, chunk)
+    return chosen, Choice(way, chunk, reason, difference, tolerance, seconds)
+
+
+def _with(experiment: Experiment, way: Way, chunk: int) -> Experiment:
+    use_kernels(experiment.problem.model, way == "batched")
+    return replace(experiment, hardware=replace(experiment.hardware, way=way, chunk=chunk))
+
+
+def _difference(experiment: Experiment, meta_grad: MetaGrad, meta: Meta) -> tuple[float, float]:
+    """Return how far the chosen way's gradient is from the loop's, and how far it may be.
+
+    Long inner loops amplify rounding, so the loop itself is asked how much: it runs once more
+    from a start whose numbers are off by a rounding error.
+    """
+    tasks = experiment.batch(0)[:CHECKED]
+    found = meta_grad(meta, tasks, 0).gradient
+    model, way = experiment.problem.model, experiment.hardware.way
+    use_kernels(model, False)
+    plain = in_chunks(meta_grad, meta, tasks, 0, 1)[0].gradient
+    shaken = in_chunks(meta_grad, map_meta(_shaken, meta), tasks, 0, 1)[0].gradient
+    use_kernels(model, way == "batched")
+    rounding = _apart(shaken, plain)
+    return _apart(found, plain), max(TOLERANCE[experiment.hardware.dtype], SENSITIVE * rounding)
+
+
+def _shaken(value: torch.Tensor) -> torch.Tensor:
+    sign = torch.where(torch.arange(value.numel(), device=value.device) % 2 == 0, 1.0, -1.0)
+    return value * (1 + torch.finfo(value.dtype).eps * sign.view_as(value).to(value.dtype))
+
+
+def _apart(a: Meta, b: Meta) -> float:
+    squares = [
+        torch.stack([(a[g][n] - v).double().square().sum(), v.double().square().sum()])
+        for g, params in b.items()
+        for n, v in params.items()
+    ]
+    apart, size = torch.stack(squares).sum(0)
+    return float((apart / size.clamp_min(torch.finfo(torch.float64).tiny)).sqrt())
+
+
+def _tuned(experiment: Experiment, meta: Meta) -> tuple[Way, int, str, dict[str, float]]:
+    """Measure the ways that apply, or remember what was measured here for the same shapes."""
+    path = cache_root() / "batching.json"
+    known: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
+    key = _shape(experiment, meta)
+    seconds, source = known.get(key), "measured earlier for these shapes on this machine"
+    if seconds is None:
+        tasks = experiment.batch(0)
+        seconds, source = dict(_timings(experiment, meta, tasks)), "measured"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps({**known, key: seconds}).encode())
+    best = min(seconds, key=lambda name: seconds[name])
+    way, _, chunk = best.partition(" ")
+    return _way(way), int(chunk), f"the fastest of {len(seconds)}, {source}", seconds
+
+
+def _way(name: str) -> Way:
+    ways: tuple[Way, ...] = ("loop", "vmap", "batched")
+    return next(way for way in ways if way == name)
+
+
+def _timings(experiment: Experiment, meta: Meta, tasks: Tasks) -> Iterator[tuple[str, float]]:
+    meta_grad = experiment.algorithm.meta_grad
+    assert meta_grad is not None
+    for way in experiment.hardware.applicable:
+        for chunk in (1,) if way == "loop" else _sizes(len(tasks)):
+            chosen = _with(experiment, way, chunk)
+            spent: list[float] = []
+            for _ in range(TIMED):
+                begun = time.perf_counter()
+                in_chunks(meta_grad, meta, tasks, 0, chunk, chosen.workers)
+                if experiment.hardware.device.type == "cuda":
+                    torch.cuda.synchronize(experiment.hardware.device)
+                spent.append(time.perf_counter() - begun)
+            yield f"{way} {chunk}", min(spent)
+
+
+def _sizes(batch: int) -> list[int]:
+    """Return how many tasks at once are tried: powers of two, and the whole batch."""
+    sizes = [size for size in (4, 8, 16, 32, 64, 128) if size < batch]
+    return [*sizes, batch]
+
+
+def _shape(experiment: Experiment, meta: Meta) -> str:
+    hardware = experiment.hardware
+    tasks = experiment.batch(0)
+    sizes = [list(tasks.support_x.shape), list(tasks.query_x.shape)]
+    numbers = sum(v.numel() for params in meta.values() for v in params.values())
+    described = {k: v for k, v in hardware.describe().items() if k != "batching"}
+    model = type(experiment.problem.model.body).__name__
+    return json.dumps([described, torch.__version__, sizes, numbers, model, Path(__file__).stem])

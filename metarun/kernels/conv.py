@@ -1,0 +1,222 @@
+"""Convolution with weights for each task, whose gradient is as cheap to differentiate.
+
+torch's second derivative of a grouped convolution takes each group, here each task, in turn and
+exchanges batch and channels; the same sums are ordinary convolutions and their two gradients.
+Letters in shapes: T tasks, B images, I and O channels, H and W pixels, k the kernel's size.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from metarun.kernels.build import call
+from metarun.kernels.fold import channels_inside, channels_outside, fold, like, unfold
+
+MANY_PIXELS = 2000  # of a task's output, above which torch's own convolution is as fast
+_VECTOR = 64  # bytes
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor, *, stride: int, padding: int) -> Tensor:
+    """Convolve [B, I, H, W] with [O, I, k, k]."""
+    return _Conv.apply(x[None], weight[None], bias[None], stride, padding)[0]
+
+
+class _Shape(NamedTuple):
+    """What the C code must know, in its order."""
+
+    tasks: int
+    batch: int
+    height: int
+    width: int
+    out_height: int
+    out_width: int
+    inputs: int
+    outputs: int
+    size: int
+    stride: int
+    padding: int
+
+    @classmethod
+    def of(cls, x: Tensor, weight: Tensor, stride: int, padding: int) -> _Shape:
+        tasks, batch, inputs, height, width = x.shape
+        outputs, size = weight.shape[1], weight.shape[-1]
+        down, across = ((side + 2 * padding - size) // stride + 1 for side in (height, width))
+        return cls(
+            tasks, batch, height, width, down, across, inputs, outputs, size, stride, padding
+        )
+
+    def few(self, x: Tensor) -> bool:
+        """Are there so few pixels, and whole vectors of channels, that the C code is faster."""
+        lanes = _VECTOR // x.element_size()
+        pixels = self.batch * self.out_height * self.out_width
+        return pixels < MANY_PIXELS and self.outputs % lanes == 0 and self.inputs % lanes == 0
+
+    def thin(self, x: Tensor) -> bool:
+        """Is a whole patch but a vector or two, as in a network's first layer."""
+        lanes = _VECTOR // x.element_size()
+        return self.inputs * self.size**2 <= 2 * lanes and self.outputs % lanes == 0
+
+
+def _weights_inside(weight: Tensor) -> tuple[Tensor, int]:
+    """Return [T, O, k, k, I] and how far apart tasks lie: 0 where they share their weights."""
+    shared = weight.stride(0) == 0
+    inside = channels_inside(weight[:1] if shared else weight)
+    return inside, 0 if shared else inside[0].numel()
+
+
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
+    s = _Shape.of(x, weight, stride, padding)
+    if s.thin(x):
+        x, s = _patches(x, s)
+        weight = _flat(weight, s)
+    elif not s.few(x):
+        biases = [None] * len(x) if bias is None else bias
+        outs = [
+            torch.conv2d(_last(a), _last(w), b, stride, padding)
+            for a, w, b in zip(x, weight, biases, strict=True)
+        ]
+        return outs[0][None] if len(outs) == 1 else torch.stack(outs)
+    else:
+        x = channels_inside(x)
+    inside, apart = _weights_inside(weight)
+    out = like(x, s.tasks, s.batch, s.out_height, s.out_width, s.outputs)
+    bias = None if bias is None else bias.contiguous()
+    call("conv_forward", [x, inside, apart, bias, out], s)
+    return channels_outside(out)
+
+
+def _gradients(
+    dout: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, wanted: list[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients of x, of the weights and of the bias, as wanted."""
+    s = _Shape.of(x, weight, stride, padding)
+    if not (s.few(x) or (s.thin(x) and not wanted[0])):
+        return _gradients_by_torch(dout, x, weight, stride, padding, wanted)
+    dout = channels_inside(dout)
+    dx = dweight = dbias = None
+    if wanted[0]:
+        inside, apart = _weights_inside(weight)
+        dx = like(x, s.tasks, s.batch, s.height, s.width, s.inputs)
+        call("conv_input", [dout, inside, apart, dx], s)
+        dx = channels_outside(dx)
+    if wanted[1]:
+        rows, shape = _patches(x, s) if s.thin(x) else (channels_inside(x), s)
+        dweight = like(x, s.tasks, s.outputs, shape.size, shape.size, shape.inputs)
+        dbias = like(x, s.tasks, s.outputs) if wanted[2] else None
+        call("conv_weight", [rows, dout, dweight, dbias], shape)
+        if s.thin(x):
+            dweight = dweight.flatten(2)[:, :, : s.size**2 * s.inputs]
+            dweight = dweight.unflatten(2, (s.size, s.size, s.inputs))
+        dweight = channels_outside(dweight)
+    return dx, dweight, dbias
+
+
+def _gradients_by_torch(
+    dout: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, wanted: list[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    sizes = [weight.shape[1]] if wanted[2] else None
+    by, around = [stride] * 2, [padding] * 2
+    found = [
+        torch.ops.aten.convolution_backward(
+            _last(d), _last(a), _last(w), sizes, by, around, [1, 1], False, [0, 0], 1, wanted
+        )
+        for d, a, w in zip(dout, x, weight, strict=True)
+    ]
+    dx, dweight, dbias = (
+        torch.stack(parts) if want else None
+        for parts, want in zip(zip(*found, strict=True), wanted, strict=True)
+    )
+    return dx, dweight, dbias
+
+
+def _last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _patches(x: Tensor, s: _Shape) -> tuple[Tensor, _Shape]:
+    """Return the patch under each output pixel as channels, so that the kernel is of size 1."""
+    lanes = _VECTOR // x.element_size()
+    row = -(-s.inputs * s.size**2 // lanes) * lanes
+    out = like(x, s.tasks, s.batch, s.out_height, s.out_width, row)
+    call("patches", [channels_inside(x), out, row], s)
+    height, width = s.out_height, s.out_width
+    flat = s._replace(height=height, width=width, inputs=row, size=1, stride=1, padding=0)
+    return out, flat
+
+
+def _flat(weight: Tensor, s: _Shape) -> Tensor:
+    """Return weights [T, O, row, 1, 1] that belong to patches."""
+    rows = weight.permute(0, 1, 3, 4, 2).flatten(2)
+    filled = torch.nn.functional.pad(rows, (0, s.inputs - rows.shape[2]))
+    return filled[..., None, None]
+
+
+class _Conv(torch.autograd.Function):
+    """All tensors have a leading [T]."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
+        return _forward(x, weight, bias, stride, padding)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, _, ctx.stride, ctx.padding = inputs
+        ctx.save_for_backward(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        deep = ctx.needs_input_grad[0]
+        by, around = ctx.stride, ctx.padding
+        dx, dweight, dbias = _Backward.apply(*grads, *ctx.saved_tensors, by, around, deep)
+        return dx if deep else None, dweight, dbias, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
+        count, tensors = info.batch_size, inputs[:3]
+        folded = [fold(x, dim, count) for x, dim in zip(tensors, in_dims, strict=False)]
+        return unfold(_Conv.apply(*folded, *inputs[3:]), count), 0
+
+
+class _Backward(torch.autograd.Function):
+    """Not `deep` means that x is data, whose gradient nobody wants."""
+
+    @staticmethod
+    def forward(
+        dout: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, deep: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        dx, dweight, dbias = _gradients(dout, x, weight, stride, padding, [deep, True, True])
+        assert dweight is not None
+        assert dbias is not None
+        return x.new_empty(len(x), 0) if dx is None else dx, dweight, dbias
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        dout, x, weight, ctx.stride, ctx.padding, ctx.deep = inputs
+        ctx.save_for_backward(dout, x, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: Any
+    ) -> tuple[Tensor | None, ...]:
+        of_dx, of_dweight, of_dbias = grads
+        dout, x, weight = ctx.saved_tensors
+        by, around = ctx.stride, ctx.padding
+        of_dout = _forward(x, of_dweight, of_dbias, by, around)
+        of_x = of_weight = None
+        if ctx.deep:
+            of_dout = of_dout + _forward(of_dx, weight, None, by, around)
+            of_x = _gradients(dout, x, of_dweight, by, around, [True, False, False])[0]
+            of_weight = _gradients(dout, of_dx, weight, by, around, [False, True, False])[1]
+        return of_dout, of_x, of_weight, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
+        count, tensors = info.batch_size, inputs[:3]
+        folded = [fold(x, dim, count) for x, dim in zip(tensors, in_dims, strict=False)]
+        found = _Backward.apply(*folded, *inputs[3:])
+        return tuple(unfold(x, count) for x in found), (0,) * 3

@@ -1,0 +1,105 @@
+"""Batch normalisation, ReLU and max-pool as one operation, twice differentiable, with a task axis.
+
+The C code does in one pass what takes torch five to ten; the formulas stand in `norm.c`.
+Letters in shapes: T tasks, B images, C channels, H and W pixels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from metarun.kernels.build import call
+from metarun.kernels.fold import channels_inside, channels_outside, fold, like, unfold
+
+
+def norm_act_pool(
+    x: Tensor, gain: Tensor, bias: Tensor, *, pool: int, eps: float, slope: float
+) -> Tensor:
+    """Normalise [B, C, H, W] by its own statistics, then leaky ReLU, then max-pool by 1 or 2."""
+    return _Norm.apply(x[None], gain[None], bias[None], pool, eps, slope)[0][0]
+
+
+class _Norm(torch.autograd.Function):
+    """All tensors have a leading [T]; the result is out, place of maxima, mean, 1 / deviation."""
+
+    @staticmethod
+    def forward(
+        x: Tensor, gain: Tensor, bias: Tensor, pool: int, eps: float, slope: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x = channels_inside(x)
+        tasks, batch, height, width, channels = shape = x.shape
+        pooled = (tasks, batch, height // pool, width // pool, channels)
+        out, mean, r = like(x, *pooled), like(x, tasks, channels), like(x, tasks, channels)
+        which = like(x, *(pooled if pool == 2 else (tasks, 0)), dtype=torch.uint8)
+        arrays = [x, gain.contiguous(), bias.contiguous(), out, which, mean, r]
+        call("norm_forward", arrays, shape, pool, eps, slope)
+        return channels_outside(out), which, mean, r
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, gain, bias, ctx.pool, _, ctx.slope = inputs
+        _, which, mean, r = output
+        ctx.mark_non_differentiable(which, mean, r)  # `_Backward` knows how they depend on x
+        ctx.save_for_backward(x, gain, bias, which, mean, r)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        found = _Backward.apply(grads[0], *ctx.saved_tensors, ctx.pool, ctx.slope)
+        return *found, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
+        count, tensors = info.batch_size, inputs[:3]
+        folded = [fold(x, dim, count) for x, dim in zip(tensors, in_dims, strict=False)]
+        found = _Norm.apply(*folded, *inputs[3:])
+        return tuple(unfold(x, count) for x in found), (0,) * 4
+
+
+class _Backward(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        dout: Tensor,
+        x: Tensor,
+        gain: Tensor,
+        bias: Tensor,
+        which: Tensor,
+        mean: Tensor,
+        r: Tensor,
+        pool: int,
+        slope: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        dout, x = channels_inside(dout), channels_inside(x)
+        dx, dgain, dbias = torch.empty_like(x), torch.empty_like(mean), torch.empty_like(mean)
+        given = [dout, x, gain.contiguous(), bias.contiguous(), which, mean, r]
+        call("norm_backward", [*given, dx, dgain, dbias], x.shape, pool, slope)
+        return channels_outside(dx), dgain, dbias
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        *tensors, ctx.pool, ctx.slope = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: Any
+    ) -> tuple[Tensor | None, ...]:
+        dout, x, gain, bias, which, mean, r = ctx.saved_tensors
+        dout, x, of_dx = channels_inside(dout), channels_inside(x), channels_inside(grads[0])
+        of_dout, of_x, of_gain = torch.zeros_like(dout), torch.empty_like(x), torch.empty_like(mean)
+        given = [of_dx, grads[1].contiguous(), grads[2].contiguous(), dout, x]
+        given += [gain.contiguous(), bias.contiguous(), which, mean, r]
+        found = [of_dout, of_x, of_gain]
+        call("norm_double_backward", [*given, *found], x.shape, ctx.pool, ctx.slope)
+        return channels_outside(of_dout), channels_outside(of_x), of_gain, *(None,) * 6
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
+        count, tensors = info.batch_size, inputs[:7]
+        folded = [fold(x, dim, count) for x, dim in zip(tensors, in_dims, strict=False)]
+        found = _Backward.apply(*folded, *inputs[7:])
+        return tuple(unfold(x, count) for x in found), (0,) * 3

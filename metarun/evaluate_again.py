@@ -13,10 +13,11 @@ from metarun.assemble import assemble
 from metarun.config import check, compose_job
 from metarun.data.fetch import data_root
 from metarun.errors import ConfigError
-from metarun.files import write_atomic
+from metarun.files import prepare_folder, write_atomic
 from metarun.nearest import did_you_mean
-from metarun.outcome import task_list
+from metarun.outcome import score_file, task_list
 from metarun.paths import config_digest, outputs_root
+from metarun.records import masked
 from metarun.run import read_config, read_outcome
 from metarun.settings import GROUPS
 from metarun.signals import stop_requests
@@ -27,7 +28,9 @@ TRAINED = ("algo", "model")  # groups that the learned parameters belong to
 
 
 def main(argv: list[str]) -> int:
-    """Evaluate a run's best checkpoint; write evaluations/<digest>.json beside it.
+    """Evaluate a run's best checkpoint; write the folder evaluations/<digest> beside it.
+
+    `metarun compare` reads that folder as it reads a run's.
 
     Raises:
         ConfigError: no such run, an override that changes what was trained, or other shapes.
@@ -67,9 +70,11 @@ def main(argv: list[str]) -> int:
         "task_list": task_list(experiment),
         "overrides": argv[1:],
     }
-    place = folder / "evaluations" / f"{config_digest(config)[:8]}.json"
-    place.parent.mkdir(exist_ok=True)
-    write_atomic(place, (json.dumps(found, indent=2) + "\n").encode())
+    place = folder / "evaluations" / config_digest(config)[:8]
+    prepare_folder(place)
+    write_atomic(place / "config.yaml", OmegaConf.to_yaml(masked(config)).encode())
+    write_atomic(place / "scores.npz", score_file(scores))
+    write_atomic(place / "outcome.json", (json.dumps(found, indent=2) + "\n").encode())
     console.outcome(found)
     console.say(f"written: {place}")
     return 0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import platform
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from metarun import __version__, statistics
@@ -88,6 +90,20 @@ def outcome(
         "hardware": experiment.hardware.describe()
         | {"chunk": state.chunk or experiment.tasks_at_once()},
     }
+
+
+def score_file(scores: Scores) -> bytes:
+    """Return `scores.npz`: every task's score after every number of steps, for pairing."""
+    arrays: dict[str, Any] = {
+        "task": np.arange(len(scores.values)),
+        scores.metric: scores.values.numpy(),
+        "mode": scores.mode.numpy(),
+    }
+    if scores.assignment is not None:
+        arrays["assignment"] = scores.assignment.numpy()
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
 
 
 def _cost(experiment: Experiment, state: State, flops: int) -> dict[str, Any]:

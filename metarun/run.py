@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from omegaconf import OmegaConf
 
 from metarun import console, plots, tracking, yamlfile
@@ -20,7 +18,7 @@ from metarun.data.fetch import data_root
 from metarun.errors import MetarunError
 from metarun.evaluate import Scores, choose
 from metarun.files import folder_lock, prepare_folder, write_atomic
-from metarun.outcome import outcome, versions
+from metarun.outcome import outcome, score_file, versions
 from metarun.paths import config_digest, refuse_other_run
 from metarun.problem import Meta
 from metarun.records import Records, masked, merged, read
@@ -174,16 +172,7 @@ class _Run:
         }
 
     def _publish(self, found: dict[str, Any], scores: Scores) -> None:
-        arrays: dict[str, Any] = {
-            "task": np.arange(len(scores.values)),
-            scores.metric: scores.values.numpy(),
-            "mode": scores.mode.numpy(),
-        }
-        if scores.assignment is not None:
-            arrays["assignment"] = scores.assignment.numpy()
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
-        write_atomic(self.folder / "scores.npz", buffer.getvalue())
+        write_atomic(self.folder / "scores.npz", score_file(scores))
         curve = found["test"][scores.metric]
         plots.adaptation(
             curve["by_step"],

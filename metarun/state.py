@@ -15,7 +15,16 @@ from metarun.outer import Moments
 from metarun.paths import config_digest, flat
 from metarun.problem import Meta
 
-COUNTERS = ("step", "seconds", "best", "skipped", "skipped_in_a_row", "dropped", "chunk")
+COUNTERS = (
+    "step",
+    "validated",
+    "seconds",
+    "best",
+    "skipped",
+    "skipped_in_a_row",
+    "dropped",
+    "chunk",
+)
 
 
 @dataclass
@@ -25,6 +34,7 @@ class State:
     meta: Meta
     moments: Moments = field(default_factory=dict[str, Tensor])  # of the outer optimiser
     step: int = 0
+    validated: int = 0  # the step that validation has last seen
     seconds: float = 0.0  # of training alone, validation and checkpoints excluded
     best: float | None = None  # goodness on validation
     skipped: int = 0

@@ -53,6 +53,9 @@ def train(experiment: Experiment, state: State, log: Log, stop: Stop, flops_a_st
     optimizer.restore(state.moments)
     every = max(1, validation.every // 25)
     while (done := spent(experiment, state, flops_a_step)) < 1:
+        if state.step % validation.every == 0 and state.validated < state.step:
+            log.save(with_moments(state, optimizer))  # a stop while validating repeats no step
+            validate(experiment, state, log, stop)
         try:
             stop.check()
         except Exception:
@@ -66,18 +69,16 @@ def train(experiment: Experiment, state: State, log: Log, stop: Stop, flops_a_st
             optimizer.step(gradient, found.shift, done)
         state.step += 1
         state.seconds += time.perf_counter() - begun
-        due = state.step % validation.every == 0
         if found is not None and (state.step % every == 0 or state.step == 1):
             figures = _figures(experiment, state, found, norm)
             log.record("train", state.step, figures)
             log.progress(spent(experiment, state, flops_a_step), figures)
-        if due:
-            validate(experiment, state, log, stop)
-        if state.step % experiment.checkpoints.every == 0 or due:
+        if state.step % experiment.checkpoints.every == 0:
             log.save(with_moments(state, optimizer))
-    if state.step % validation.every:
-        validate(experiment, state, log, stop)
     log.save(with_moments(state, optimizer))
+    if state.validated < state.step:
+        validate(experiment, state, log, stop)
+        log.save(with_moments(state, optimizer))
     return state
 
 
@@ -102,6 +103,7 @@ def validate(experiment: Experiment, state: State, log: Log, stop: Stop) -> Scor
     """Score the fixed validation tasks; keep the meta-parameters when they are the best so far."""
     settings = experiment.validation
     scores = experiment.evaluate(state.meta, "validation", settings.tasks, settings.steps, stop)
+    state.validated = state.step
     step = scores.best_step()
     log.record("validate", state.step, summary(scores, step))
     goodness = scores.goodness(step)

@@ -28,6 +28,8 @@ def clustered(
     assign: Literal["before", "after", "holdout"],
     spread: Annotated[float, Field(ge=0)],
     balance: Annotated[float, Field(ge=0)],
+    own: Literal["all", "head"],
+    warm_up: Annotated[int, Field(ge=0)],
 ) -> MetaAlgorithm:
     """Meta-learn `starts` initialisations, and adapt each task from the one it fits best.
 
@@ -36,7 +38,9 @@ def clustered(
     class and scored on the other (`holdout`; with permuted labels the only one that is not
     noise). In training the scores carry a learned bias that keeps every start in use: it moves
     by `balance` a step against the starts that take more than their share; at test there is
-    none. The starts are copies of one, `spread` relative standard deviations apart.
+    none. The starts are copies of one, `spread` relative standard deviations apart. `own=head`
+    shares the body among them. For `warm_up` meta-steps the starts move together, less and less:
+    each learns from all tasks before it learns from its own alone.
     """
     if assign == "before" and problem.kind == "classification":
         raise ConfigError(
@@ -44,6 +48,8 @@ def clustered(
             "use algo.assign=holdout (2 shots or more) or after"
         )
     update = gradient_descent(inner_lr)
+    names = list(problem.initial())
+    separate = {name for name in names if own == "all" or name.startswith("head.")}
 
     def init(params: Params) -> Meta:
         generator = torch.Generator().manual_seed(0)
@@ -51,7 +57,8 @@ def clustered(
         for name, value in params.items():
             noise = torch.randn((starts, *value.shape), generator=generator).to(value)
             scale = value.std() if value.numel() > 1 else value.abs().sum()
-            stacked[name] = value + spread * scale * noise * (starts > 1)
+            apart = spread * (starts > 1 and name in separate)
+            stacked[name] = value + apart * scale * noise
         return {"params": stacked, "balance": {"bias": torch.zeros(starts)}}
 
     def fit(params: Params, x: Tensor, y: Tensor) -> Params:
@@ -104,7 +111,12 @@ def clustered(
         chosen, shift = choose_evenly(meta, tasks)
         moving = estimate(estimator, problem, learner(chosen), steps)
         found = moving({"params": meta["params"]}, tasks, step)
-        return found._replace(shift={"balance": shift})
+        together = max(0.0, 1 - step / warm_up) if warm_up else 0.0
+        gradient = {
+            name: torch.lerp(g, g.mean(0, keepdim=True), together if name in separate else 1.0)
+            for name, g in found.gradient["params"].items()
+        }
+        return found._replace(gradient={"params": gradient}, shift={"balance": shift})
 
     return MetaAlgorithm(
         init,

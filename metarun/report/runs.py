@@ -19,7 +19,7 @@ Metric = Literal["accuracy", "mse"]
 METRICS: tuple[Metric, ...] = ("accuracy", "mse")
 NEEDED = {"algo": str, "dataset": str, "seed": int, "shape": dict, "test": dict, "task_list": str}
 RUN_FILES = {"outcome.json", records.NAME}
-NOT_RUNS = ("checkpoints", "wandb")
+NOT_RUNS = ("checkpoints", "evaluations", "wandb")  # read when they are named themselves
 
 
 @dataclass(frozen=True, slots=True, eq=False)

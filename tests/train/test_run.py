@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from tiny import TINY, tiny_config
 
-from metarun import checkpoint
+from metarun import checkpoint, evaluate_again
 from metarun.records import merged, read
+from metarun.report.runs import load
 from metarun.run import run_job
 
 ALGOS = ("maml", "fomaml", "imaml", "clustered", "transfer", "scratch")
@@ -165,3 +166,37 @@ def test_transfer_chooses_its_rate_and_steps_on_validation_tasks(tmp_path: Path)
     assert chosen["inner_lr"] == pytest.approx(0.02)
     _, meta = checkpoint.load(tmp_path / "checkpoints" / "best.safetensors")
     assert meta["chosen"] == chosen
+
+
+def test_an_evaluation_is_compared_like_a_run(tmp_path: Path) -> None:
+    """More tasks begin with the same scores; comparing the runs themselves leaves it out."""
+    for algo in ("maml", "fomaml"):
+        assert run_job(tiny_config(f"algo={algo}"), tmp_path / algo) == 0
+        assert evaluate_again.main([str(tmp_path / algo), "test.tasks=12"]) == 0
+    found = load([tmp_path])
+    assert len(found.runs) == 2
+    assert not found.left_out
+    folders = sorted(tmp_path.glob("*/evaluations/*"))
+    again = load(folders).runs
+    assert [len(run.scores) for run in again] == [12, 12]
+    assert len({run.outcome["task_list"] for run in again}) == 1
+    assert {run.outcome["algo"] for run in again} == {"maml", "fomaml"}
+    before = {run.outcome["algo"]: run.scores for run in found.runs}
+    for run in again:
+        np.testing.assert_allclose(run.scores[:8], before[run.outcome["algo"]], rtol=1e-6)
+
+
+def test_a_stop_while_validating_repeats_no_meta_step(tmp_path: Path) -> None:
+    """The checkpoint that comes before a validation is gone on from, and ends in the same bits."""
+    config = tiny_config("algo=maml", "checkpoints.keep=9", "checkpoints.every=100")
+    assert run_job(config, tmp_path / "whole") == 0
+    assert run_job(config, tmp_path / "cut") == 0
+    for path in (tmp_path / "cut" / "checkpoints").glob("*.safetensors"):
+        if path.stem != "step-000000006":
+            path.unlink()
+    before = checkpoint.load(tmp_path / "cut" / "checkpoints" / "step-000000006.safetensors")[1]
+    assert before["state"]["step"] == 6
+    assert before["state"]["validated"] == 0
+    (tmp_path / "cut" / "outcome.json").unlink()
+    assert run_job(config, tmp_path / "cut") == 0
+    assert bits(tmp_path / "cut") == bits(tmp_path / "whole")

@@ -38,10 +38,11 @@ def synchronise(device: torch.device) -> None:
 
 
 def repeats(contender: Contender, threads: int, device: torch.device) -> int:
-    """Warm up with two steps, and return how many the second's time fits into a slice."""
-    seconds(contender, threads, device)
-    second = seconds(contender, threads, device)
-    return max(1, min(MOST_REPEATS, round(SLICE / second)))
+    """Warm up with two steps, one where it is long; return how many fit into a slice."""
+    took = seconds(contender, threads, device)
+    if took < 10 * SLICE:
+        took = seconds(contender, threads, device)
+    return max(1, min(MOST_REPEATS, round(SLICE / took)))
 
 
 def interleaved(

@@ -35,7 +35,8 @@ def table(name: str, result: Mapping[str, Any]) -> str:
         f"## {name}: {result['title']}",
         "",
         f"{result['gflop']:.4g} GFLOP, limit {_time(result['limit_seconds'])} at "
-        f"{result['best_gflop_per_second']:.0f} GFLOP/s; reference {reference}"
+        f"{result['best_gflop_per_second']:.0f} GFLOP/s; load average before "
+        f"{result['load_average_before']:.1f}; reference {reference}"
         + (f"; must reach {result['must']:g}x" if result["must"] else "")
         + (f", aim {result['aim']:g}x." if result["aim"] else "."),
         "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Mapping, Sequence
 from statistics import median
@@ -46,8 +47,10 @@ def measure(
         one = build(work, values, tasks)
         if one is not None:
             contenders[name] = one
+    load = os.getloadavg()[0]
     took = interleaved(contenders, rounds, threads, device)
     result = summary(work, took, flops(work), best_rate(threads, device))
+    result["load_average_before"] = load
     for name, entry in result["contenders"].items():
         entry["note"] = contenders[name].note
         entry["agreement"] = {

@@ -1,9 +1,10 @@
 # Two commands do everything on a fresh machine with Python 3.11 or newer: make demo, make test.
 PYTHON ?= python3
 BIN := .venv/bin
+BENCH ?= --memory
 CPUS ?= auto
 
-.PHONY: help setup demo test check test-faults golden smoke wheel clean
+.PHONY: help setup demo test check test-faults golden smoke wheel bench bench-peers clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 16
@@ -38,8 +39,15 @@ smoke: setup  ## one short real run on Omniglot, where it is
 	METARUN_DATA=$${METARUN_DATA:-../shared/data} $(BIN)/metarun dataset=omniglot \
 	  algo=fomaml debug=limit name=smoke
 
+bench: setup  ## measure metarun beside the peers that are there; BENCH='--works w3 --rounds 1'
+	python=$(BIN)/python; [ ! -x .venv-peers/bin/python ] || python=.venv-peers/bin/python; \
+	  $$python -m benchmarks $(BENCH)
+
+bench-peers:  ## make .venv-peers with the libraries that metarun is measured beside
+	PYTHON=$(PYTHON) sh benchmarks/install_peers.sh .venv-peers
+
 wheel: setup  ## build dist/*.whl
 	$(BIN)/python -m build --wheel --no-isolation
 
 clean:  ## remove what can be made again; outputs stay
-	rm -rf .venv dist build .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-peers dist build .pytest_cache .ruff_cache .hypothesis

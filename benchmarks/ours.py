@@ -1,0 +1,160 @@
+"""metarun itself, built by the very function that builds a run, stepped as its trainer steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from inspect import signature
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from benchmarks.contender import OUTER_LR, Build, Contender
+from benchmarks.nets import WIDTHS
+from benchmarks.works import Work
+from metarun.algorithms.maml import maml
+from metarun.assemble import Experiment, assemble
+from metarun.chunks import in_chunks
+from metarun.config import Checked, Part, check, compose_job
+from metarun.divergence import is_finite
+from metarun.models.net import Net
+from metarun.outer import OuterOptimizer, clipped, gradient_norm
+from metarun.tasks import Tasks
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A data set of one prepared batch, so that nothing of a data set is measured."""
+
+    work: Work
+    batch: Tasks
+    modes: tuple[str, ...] = ("all",)
+
+    @property
+    def kind(self) -> Literal["classification", "regression"]:
+        return "regression" if self.work.net == "mlp" else "classification"
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        return self.work.features
+
+    @property
+    def targets(self) -> int:
+        return 1 if self.work.net == "mlp" else 0
+
+    @property
+    def train_classes(self) -> int:
+        return 0 if self.work.net == "mlp" else self.work.ways
+
+    def tasks(self, split: str, first: int, count: int, **shape: int) -> Tasks:
+        return self.batch
+
+    def examples(self, first: int, count: int, *, seed: int) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def check(self, *, ways: int, shots: int, queries: int) -> None:
+        pass
+
+    def to(self, device: torch.device) -> Prepared:
+        return self
+
+
+def build(threads: int, overrides: Sequence[str] = ()) -> Build:
+    """Return the builder of our engine on so many threads, with further settings."""
+
+    def contender(work: Work, values: Sequence[Tensor], tasks: Tasks) -> Contender:
+        before = torch.get_num_threads()
+        experiment, note = _experiment(work, tasks, threads, overrides)
+        wanted = torch.get_num_threads()  # what training leaves to the thread that calls
+        torch.set_num_threads(before)
+        return _contender(experiment, values, wanted, note)
+
+    return contender
+
+
+def _contender(
+    experiment: Experiment, values: Sequence[Tensor], threads: int, note: str
+) -> Contender:
+    algorithm = experiment.algorithm
+    assert algorithm.meta_grad is not None
+    meta_grad, meta = algorithm.meta_grad, experiment.initial()
+    with torch.no_grad():
+        for own, value in zip(meta["params"].values(), values, strict=True):
+            own.copy_(value)
+    optimizer = OuterOptimizer(experiment.outer, meta)
+    chunk, tasks = experiment.tasks_at_once(), experiment.batch(0)
+
+    def found():
+        return in_chunks(meta_grad, meta, tasks, 0, chunk, experiment.workers)[0]
+
+    def gradient() -> list[Tensor]:
+        return [part.clone() for part in found().gradient["params"].values()]
+
+    def step() -> None:
+        result = found()
+        norm = gradient_norm(result.gradient)
+        if not is_finite(result, norm):
+            raise ArithmeticError("the meta-gradient is not finite")
+        moved = clipped(result.gradient, norm, experiment.outer.clip)
+        optimizer.step(moved, result.shift, 0.0)
+
+    how = (
+        f"{experiment.hardware.batching}, {chunk} tasks at once, {experiment.workers.count} workers"
+    )
+    return Contender(gradient, step, threads, "; ".join(filter(None, (how, note))))
+
+
+def _experiment(
+    work: Work, tasks: Tasks, threads: int, overrides: Sequence[str]
+) -> tuple[Experiment, str]:
+    settings = [*_settings(work, tasks, threads), *overrides]
+    note = ""
+    cached = "adapt" in signature(maml).parameters
+    if work.algorithm == "anil" and cached:
+        settings.append("algo.adapt=head")
+    checked = check(compose_job(settings))
+    changes = {"dataset": Part("dataset", lambda _: Prepared(work, tasks), {})}
+    if work.algorithm == "anil" and not cached:
+        changes["model"] = _head_only(checked)
+        note = "features not cached"
+    return assemble(replace(checked, parts={**checked.parts, **changes}), Path("none")), note
+
+
+def _settings(work: Work, tasks: Tasks, threads: int) -> list[str]:
+    x = tasks.support_x
+    shared = [
+        "dataset=glyphs",
+        f"hardware.device={x.device}",
+        f"hardware.dtype={str(x.dtype).removeprefix('torch.')}",
+        f"hardware.threads={threads}",
+        f"outer.batch={len(tasks)}",
+        f"outer.lr={OUTER_LR}",
+        f"task.ways={work.ways}",
+        f"task.shots={work.shots}",
+        f"task.queries={work.queries}",
+        f"algo={'imaml' if work.algorithm == 'imaml' else 'maml'}",
+        f"algo.steps={work.steps}",
+        f"algo.inner_lr={work.inner_lr}",
+    ]
+    if work.net == "conv4":
+        net = ["model=conv4", f"model.filters={work.filters}", "model.downsample=max_pool"]
+        net.append("model.spatial=flatten")
+    else:
+        net = ["model=mlp", f"model.hidden=[{','.join(map(str, WIDTHS))}]"]
+    if work.algorithm == "imaml":  # no tolerance: everyone takes all steps
+        algo = [f"algo.proximal={work.proximal}", f"algo.cg_steps={work.cg_steps}"]
+        return shared + net + [*algo, "algo.cg_tolerance=0.0", "algo.damping=0.0"]
+    return shared + net + ([] if work.second_order else ["algo.estimator=first_order"])
+
+
+def _head_only(checked: Checked) -> Part:
+    part = checked.parts["model"]
+
+    def factory(*runtime: object, **values: Any) -> Net:
+        net: Net = part.factory(*runtime, **values)
+        net.adapted = frozenset(name for name in net.adapted if name.startswith("head."))
+        return net
+
+    return Part(part.name, factory, part.values)

@@ -11,8 +11,11 @@ import torch
 from oracles import DOUBLE, MODELS, distance, finite_difference, image_tasks, norm, problem
 
 from metarun.algorithms.base import MetaAlgorithm
+from metarun.algorithms.baselinepp import baselinepp
+from metarun.algorithms.centroid import centroid
 from metarun.algorithms.clustered import clustered
 from metarun.algorithms.imaml import imaml
+from metarun.algorithms.logreg import logreg
 from metarun.algorithms.maml import maml
 from metarun.algorithms.protomaml import protomaml
 from metarun.algorithms.protonet import protonet
@@ -41,6 +44,7 @@ STEPS = dict(inner_lr=0.1, steps=3)
 SPLIT = dict(starts=2, spread=0.3, balance=0.1)
 SOLVED = dict(inner_lr=0.05, proximal=10.0, cg_tolerance=0.0, damping=0.0)
 GRID = [0.05, 0.4]
+COSINES = dict(scale=2.0, many_scale=10.0, lr_grid=GRID)
 CASES = [
     Case("maml", maml, {**STEPS, "estimator": "adjoint"}, exact=True),
     Case("maml-recompute", maml, {**STEPS, "estimator": "recompute"}, exact=True),
@@ -71,9 +75,21 @@ CASES = [
         Case(f"transfer-{part}", transfer, {"finetune": part, "head": head, "lr_grid": GRID}, True)
         for part, head in (("all", "imprinted"), ("last_block", "zeros"), ("head", "zeros"))
     ),
+    *(
+        Case(f"baselinepp-{head}", baselinepp, {**COSINES, "finetune": part, "head": head}, True)
+        for part, head in (("all", "imprinted"), ("head", "random"))
+    ),
+    Case("logreg", logreg, {"penalty_grid": [1.0], "iterations": 99, "tolerance": 1e-8}, True),
+    Case("centroid", centroid, {"centre_grid": [1.0], "unit_grid": [1.0], "mean_rate": 0.1}, True),
 ]
 TRAINED = [case for case in CASES if case.name != "scratch"]
-CLOSED_FORMS = ("protonet", "protonet-cosine", "r2d2")  # nothing moves after the start
+CLOSED_FORMS = (
+    "protonet",
+    "protonet-cosine",
+    "r2d2",
+    "logreg",
+    "centroid",
+)  # nothing moves after the start
 ON_ALL_MODELS = ("maml", "fomaml", "imaml", "clustered", "transfer-all")  # one of each family
 PAIRS = [
     pytest.param(case, model, id=f"{case.name}-{model}")

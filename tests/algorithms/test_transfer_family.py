@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from oracles import DOUBLE, image_tasks, problem
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from metarun import checkpoint
 from metarun.algorithms.baselinepp import baselinepp
 from metarun.algorithms.centroid import centroid
 from metarun.algorithms.heads import Cosine, unit
 from metarun.algorithms.logreg import logistic_regression, logreg
 from metarun.algorithms.transfer import transfer
 from metarun.chunks import map_meta
+from metarun.config import compose_job
 from metarun.errors import ConfigError
 from metarun.evaluate import choose, evaluate
 from metarun.lbfgs import minimise
 from metarun.parallel import Workers
 from metarun.problem import Problem
+from metarun.run import run_job
 from metarun.tasks import examples_as_task
 
 ON = problem("mlp")
 TASKS = image_tasks("mlp", shots=3)
 SIMPLE = dict(centre_grid=[0.0, 1.0], unit_grid=[0.0, 1.0], mean_rate=0.25)
 REGRESSED = dict(penalty_grid=[1.0, 0.01], iterations=500, tolerance=1e-9)
+BEST = "checkpoints/best.safetensors"
 COSINES = dict(finetune="head", scale=2.0, many_scale=10.0, lr_grid=[0.1])
 
 
@@ -188,3 +195,28 @@ def test_what_is_left_open_is_chosen_on_validation_tasks(factory, settings, comb
 def test_regression_is_refused(factory) -> None:
     with pytest.raises(ConfigError, match=r"^algo=\w+: tells classes apart"):
         factory(Problem(ON.model, "regression"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algo", ["baselinepp", "logreg", "centroid"])
+def test_a_run_that_was_cut_ends_in_the_same_bits(algo: str, tmp_path: Path) -> None:
+    """On images, with the state that pre-training keeps and the rates that validation chose."""
+    small = ["model.filters=4", "outer.batch=2", "task.queries=2", "task.test_queries=2"]
+    short = ["debug=default", "budget.total=8", "checkpoints.every=2", "checkpoints.keep=9"]
+    config = compose_job([f"algo={algo}", "dataset=glyphs", "hardware=cpu", *small, *short])
+    for place in ("whole", "cut"):
+        assert run_job(config, tmp_path / place) == 0
+    cut = tmp_path / "cut"
+    for path in (cut / "checkpoints").glob("step-*.safetensors"):
+        if int(path.stem.removeprefix("step-")) > 4:
+            path.unlink()
+    for name in ("outcome.json", "scores.npz"):
+        (cut / name).unlink()
+    assert run_job(config, cut) == 0
+    (whole, before), (again, after) = (
+        (np.load(folder / "scores.npz")["accuracy"], checkpoint.load(folder / BEST)[0])
+        for folder in (tmp_path / "whole", cut)
+    )
+    assert (whole == again).all()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)

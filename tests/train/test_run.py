@@ -17,7 +17,7 @@ from metarun import checkpoint
 from metarun.records import merged, read
 from metarun.run import run_job
 
-ALGOS = ("maml", "fomaml", "imaml", "clustered", "transfer", "scratch")
+ALGOS = ("maml", "fomaml", "imaml", "clustered", "transfer", "scratch", "r2d2")
 
 
 def bits(folder: Path) -> str:

@@ -93,10 +93,11 @@ def one_row(name: str, factory, on: Problem) -> Row:
     [
         (maml, PLAIN, [*ESTIMATORS, *TASKWISE]),
         (maml, {**PLAIN, "estimator": "first_order"}, [*ESTIMATORS, *TASKWISE]),
-        (
+        pytest.param(
             clustered,
             {**PLAIN, "starts": 2, "assign": "after", "spread": 0.3, "balance": 0.1},
             [*ESTIMATORS, *TASKWISE],
+            marks=pytest.mark.slow,
         ),
         (protomaml, PLAIN, [*ESTIMATORS, *TASKWISE]),
         (protonet, {"distance": "cosine", "scale": 5.0}, TASKWISE),

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from oracles import DOUBLE, SMOOTH, distance, finite_difference, image_tasks, problem
 from torch.nn import functional as F
 
+from metarun import evaluate_again
 from metarun.algorithms.heads import unit
 from metarun.algorithms.protomaml import protomaml
 from metarun.algorithms.protonet import protonet
 from metarun.algorithms.r2d2 import r2d2, ridge_regression
-from metarun.chunks import map_meta
+from metarun.chunks import in_chunks, map_meta
+from metarun.config import compose_job
 from metarun.errors import ConfigError
 from metarun.models.mlp import mlp
+from metarun.parallel import Workers
 from metarun.problem import Problem
+from metarun.run import run_job
 from metarun.tasks import Tasks
 
 MODEL = "mlp"
@@ -82,6 +88,27 @@ def test_first_order_protomaml_keeps_the_gradient_through_the_means() -> None:
         losses.append(F.cross_entropy(ON.predict(params, *x), TASKS.query_y[t]))
     expected = torch.autograd.grad(torch.stack(losses).mean(), list(body.values()))
     assert distance(found, {"params": dict(zip(body, expected, strict=True))}) < 1e-12
+
+
+def test_another_head_is_the_algorithms_own_in_every_thread() -> None:
+    """Threads that have a copy of the plain model do not answer with that one."""
+    workers = Workers(2)
+    plain, cosine = protonet(ON, **EUCLIDEAN), protonet(ON, distance="cosine", scale=7.0)
+    for algorithm in (plain, cosine, plain):
+        meta = started(algorithm)
+        alone, _ = in_chunks(algorithm.meta_grad, meta, TASKS, 0, 1)
+        found, _ = in_chunks(algorithm.meta_grad, meta, TASKS, 0, 1, workers)
+        assert torch.equal(found.losses, alone.losses)
+
+
+@pytest.mark.slow
+def test_what_was_trained_with_more_ways_is_tested_with_fewer(outputs: Path, capsys) -> None:
+    """As in Snell et al.: the head belongs to the task, so that only the body has to fit."""
+    small = ["model.filters=4", "debug=default", "dataset=glyphs", "hardware=cpu"]
+    config = compose_job(["algo=protonet", "task.ways=8", *small])
+    assert run_job(config, outputs / "more") == 0
+    assert evaluate_again.main([str(outputs / "more"), "task.ways=5"]) == 0
+    assert "5-way" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("rows", "width"), [(4, 9), (9, 4), (5, 5)])

@@ -148,17 +148,9 @@ def assemble(checked: Checked, data_root: Path) -> Experiment:
     source: Source = _build(checked.parts["dataset"], data_root).to(hardware.device)
     for queries in {task.queries, task.test_queries}:
         source.check(ways=task.ways, shots=task.shots, queries=queries)
-    outputs = task.ways if source.kind == "classification" else source.targets
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(checked.seed)
-        model: Net = _build(checked.parts["model"], source.features, outputs)
-        problem = Problem(
-            model.to(hardware.device, hardware.dtype), source.kind, source.train_classes
-        )
-        algorithm: MetaAlgorithm = _build(checked.parts["algo"], problem)
-        problem = algorithm.problem or problem
+    problem, algorithm = learning(checked, source, hardware)
     hardware = hardware.running(kernel_blocks(problem.model))
-    use_kernels(problem.model, hardware.way == "batched")
+    use_kernels(problem.model, hardware.way == \"batched\")
     return Experiment(
         seed=checked.seed,
         hardware=hardware,
@@ -168,6 +160,21 @@ def assemble(checked: Checked, data_root: Path) -> Experiment:
         workers=_workers(hardware, algorithm, problem),
         **{name: sections[name] for name in _SECTIONS},
     )
+
+
+def learning(checked: Checked, source: Source, hardware: Hardware) -> tuple[Problem, MetaAlgorithm]:
+    """Build the model and the algorithm; whatever they draw is drawn by the run's seed."""
+    outputs = checked.sections["task"].ways
+    if source.kind == "regression":
+        outputs = source.targets
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(checked.seed)
+        model: Net = _build(checked.parts["model"], source.features, outputs)
+        problem = Problem(
+            model.to(hardware.device, hardware.dtype), source.kind, source.train_classes
+        )
+        algorithm: MetaAlgorithm = _build(checked.parts["algo"], problem)
+    return algorithm.problem or problem, algorithm
 
 
 _SECTIONS = ("task", "outer", "budget", "validation", "test", "checkpoints")

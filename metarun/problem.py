@@ -31,7 +31,7 @@ class Problem:
     model: Net
     kind: Literal["classification", "regression"]
     train_classes: int = 0  # of the training split; what a pre-trained head tells apart
-    _copies: local = field(default_factory=local, repr=False, compare=False)
+    _copies: local = field(default_factory=local, init=False, repr=False, compare=False)
 
     @property
     def _net(self) -> Net:

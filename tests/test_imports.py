@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "metarun"
-CORE = {"errors", "tasks", "problem", "inner", "estimators", "implicit", "algorithms", "models"}
+CORE = {"errors", "tasks", "problem", "inner", "estimators", "implicit", "lbfgs"} | {
+    "algorithms",
+    "models",
+}
 HEAVY = ("torch", "wandb", "matplotlib", "scipy", "pandas")
 
 

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
-from metarun.algorithms.base import MetaAlgorithm, Rate, adapting, shared_params
+from metarun.algorithms.base import MetaAlgorithm, Rate, adapting
+from metarun.algorithms.heads import class_means, unit
 from metarun.algorithms.scratch import chosen_rate_descent, rate_grid
-from metarun.estimators import MetaGradient
+from metarun.estimators import MetaGrad, MetaGradient
 from metarun.inner import Learner, over_tasks
 from metarun.problem import Meta, Params, Problem
 from metarun.tasks import Tasks
+
+Finetuned = Literal["all", "last_block", "head"]
 
 
 def transfer(
     problem: Problem,
     *,
-    finetune: Literal["all", "last_block", "head"],
+    finetune: Finetuned,
     head: Literal["zeros", "imprinted"],
     lr_grid: list[Rate],
 ) -> MetaAlgorithm:
@@ -30,62 +35,119 @@ def transfer(
     features (`imprinted`, scaled to unit length; Qi et al., 2018, arXiv:1712.07136). Regression
     keeps the pre-trained head.
     """
+    ways = problem.model.outputs
     classify = problem.kind == "classification"
 
-    def init(params: Params) -> Meta:
-        meta = {**shared_params(params), "rates": {"inner_lr": torch.tensor(lr_grid[0])}}
-        if classify:
-            base = torch.nn.Linear(problem.model.width, problem.train_classes)
-            meta["base"] = {n: v.detach().clone() for n, v in base.named_parameters()}
-        return meta
-
-    def meta_grad(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
-        body, base = dict(meta["params"]), dict(meta.get("base", {}))
-
-        def mean_loss(body: Params, base: Params) -> tuple[Tensor, Tensor]:
-            losses = torch.stack([loss(body, base, t) for t in tasks.chunks(1)])
-            return losses.mean(), losses.detach()
-
-        gradient, (_, losses) = torch.func.grad_and_value(mean_loss, (0, 1), has_aux=True)(
-            body, base
-        )
-        found = {"params": gradient[0]} | ({"base": gradient[1]} if base else {})
-        return MetaGradient(found, losses)
-
-    def loss(body: Params, base: Params, task: Tasks) -> Tensor:
-        x, y = task.query_x[0], task.query_y[0]
-        if classify:
-            features = problem.features(body, x)
-            return F.cross_entropy(F.linear(features, base["weight"], base["bias"]), y)
-        return problem.loss(body, x, y)
-
-    def fresh_head(meta: Meta, x: Tensor, y: Tensor) -> Params:
-        params = dict(meta["params"])
+    def fresh(params: Params, x: Tensor, y: Tensor) -> Params:
         if not classify:
-            return params
+            return {}
         weight = torch.zeros_like(params["head.weight"])
         if head == "imprinted":
-            member = F.one_hot(y, weight.shape[0]).to(x.dtype)  # [S, N]
-            weight = F.normalize(member.T @ F.normalize(problem.features(params, x)))
-        return params | {
-            "head.weight": weight,
-            "head.bias": torch.zeros_like(params["head.bias"]),
-        }
+            weight = imprinted(problem, params, x, y, ways)
+        return {"head.weight": weight, "head.bias": torch.zeros_like(params["head.bias"])}
 
-    def start(meta: Meta, x: Tensor, y: Tensor) -> Params:
-        return over_tasks(fresh_head, shared=1, count=len(x))(meta, x, y)
+    base = nn.Linear(problem.model.width, problem.train_classes) if classify else None
+    return finetuning(problem, base, fresh, finetune, lr_grid)
 
-    def support_loss(meta: Meta, params: Params, x: Tensor, y: Tensor) -> Tensor:
+
+def finetuning(
+    problem: Problem,
+    base: nn.Module | None,
+    fresh: Callable[[Params, Tensor, Tensor], Params],
+    part: Finetuned,
+    lr_grid: list[float],
+) -> MetaAlgorithm:
+    """Pre-train with the head `base`, then descend from the head that `fresh` gives a task.
+
+    The rate and the number of steps are chosen on validation tasks.
+    """
+    trained = pretraining(problem, base, rate_grid(lr_grid))
+
+    def start(meta: Meta, support_x: Tensor, support_y: Tensor) -> Params:
+        def one(meta: Meta, x: Tensor, y: Tensor) -> Params:
+            return dict(meta["params"]) | fresh(meta["params"], x, y)
+
+        return over_tasks(one, shared=1, count=len(support_x))(meta, support_x, support_y)
+
+    def loss(meta: Meta, params: Params, x: Tensor, y: Tensor) -> Tensor:
         return problem.loss(params, x, y)
 
-    adapted = frozenset(n for n in problem.model.adapted if n in tuned_names(problem, finetune))
-    learner = Learner(start, support_loss, chosen_rate_descent, adapted)
+    adapted = frozenset(n for n in problem.model.adapted if n in tuned_names(problem, part))
+    learner = Learner(start, loss, chosen_rate_descent, adapted)
     return MetaAlgorithm(
-        init, adapting(learner), meta_grad, batches="examples", tuned=rate_grid(lr_grid)
+        trained.init,
+        adapting(learner),
+        trained.meta_grad,
+        batches="examples",
+        tuned=rate_grid(lr_grid),
+        problem=problem,
     )
 
 
-def tuned_names(problem: Problem, part: Literal["all", "last_block", "head"]) -> frozenset[str]:
+class Pretraining(NamedTuple):
+    """The two functions of a MetaAlgorithm that training on labelled examples needs."""
+
+    init: Callable[[Params], Meta]
+    meta_grad: MetaGrad
+
+
+def pretraining(
+    problem: Problem,
+    base: nn.Module | None,
+    rates: Mapping[str, tuple[float, ...]],
+    *,
+    mean_rate: float | None = None,
+) -> Pretraining:
+    """Train the body under the head `base` that tells all training classes apart.
+
+    Without one, all of the model is trained as it is (regression). `rates` go into meta["rates"]
+    at their first values, for validation to choose. With `mean_rate`, meta["mean"]["features"]
+    [W] follows the mean of the features of what is trained on, that fraction of the way a step.
+    """
+
+    def init(params: Params) -> Meta:
+        meta = {"params": params}
+        meta["rates"] = {name: torch.tensor(values[0]) for name, values in rates.items()}
+        if base is not None:
+            meta["base"] = {n: v.detach().clone() for n, v in base.named_parameters()}
+        if mean_rate is not None:
+            meta["mean"] = {"features": torch.zeros(problem.model.width)}
+        return meta
+
+    def loss(params: Params, head: Params, task: Tasks) -> tuple[Tensor, Tensor]:
+        x, y = task.query_x[0], task.query_y[0]
+        if base is None:
+            found = problem.loss(params, x, y)
+            return found, found.detach()
+        features = problem.features(params, x)
+        logits: Tensor = functional_call(base, head, (features,))
+        return F.cross_entropy(logits, y), features.detach().mean(0)
+
+    def meta_grad(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
+        def mean_loss(params: Params, head: Params) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            found = [loss(params, head, task) for task in tasks.chunks(1)]
+            losses = torch.stack([one for one, _ in found])
+            return losses.mean(), (losses.detach(), torch.stack([m for _, m in found]).mean(0))
+
+        head = dict(meta.get("base", {}))
+        found, (_, (losses, mean)) = torch.func.grad_and_value(mean_loss, (0, 1), has_aux=True)(
+            dict(meta["params"]), head
+        )
+        gradient = {"params": found[0]} | ({"base": found[1]} if head else {})
+        if mean_rate is None:
+            return MetaGradient(gradient, losses)
+        apart = mean - meta["mean"]["features"]
+        return MetaGradient(gradient, losses, shift={"mean": {"features": mean_rate * apart}})
+
+    return Pretraining(init, meta_grad)
+
+
+def imprinted(problem: Problem, params: Params, x: Tensor, y: Tensor, ways: int) -> Tensor:
+    """Return the directions [N, W] of the class means of unit features (arXiv:1712.07136)."""
+    return unit(class_means(unit(problem.features(params, x)), y, ways))
+
+
+def tuned_names(problem: Problem, part: Finetuned) -> frozenset[str]:
     """Return the parameters that fine-tuning moves: all, the head, or head and last block."""
     names = problem.initial()
     head = frozenset(name for name in names if name.startswith("head."))

@@ -18,7 +18,7 @@ from metarun.records import merged, read
 from metarun.report.runs import load
 from metarun.run import run_job
 
-ALGOS = ("maml", "fomaml", "imaml", "clustered", "transfer", "scratch")
+ALGOS = ("maml", "fomaml", "imaml", "clustered", "transfer", "scratch", "r2d2")
 
 
 def bits(folder: Path) -> str:

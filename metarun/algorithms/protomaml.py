@@ -1,0 +1,47 @@
+"""Proto-MAML: MAML whose head starts at the support's class means."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from metarun.algorithms.base import Count, MetaAlgorithm, Rate, adapting
+from metarun.algorithms.heads import (
+    body_of,
+    class_means,
+    nearest_mean,
+    only_classes,
+    starting_with,
+)
+from metarun.estimators import Estimator, estimate
+from metarun.inner import Learner, gradient_descent
+from metarun.problem import Meta, Params, Problem
+
+
+def protomaml(
+    problem: Problem, *, inner_lr: Rate, steps: Count, estimator: Estimator
+) -> MetaAlgorithm:
+    """Start each task's head as the prototypical network's, and adapt body and head from there.
+
+    Triantafillou et al., 2020, arXiv:1903.03096, section 3: the head is the linear form of the
+    squared distance to the means, and the meta-gradient flows through the means into the body.
+    Only the body is meta-learned. `first_order` takes inner gradients as constants, the means not.
+    """
+    ways = only_classes(problem, "protomaml")
+
+    def init(params: Params) -> Meta:
+        return {"params": body_of(params)}
+
+    def head(meta: Meta, x: Tensor, y: Tensor) -> Params:
+        return nearest_mean(class_means(problem.features(meta["params"], x), y, ways))
+
+    def loss(meta: Meta, params: Params, x: Tensor, y: Tensor) -> Tensor:
+        return problem.loss(params, x, y)
+
+    update = gradient_descent(inner_lr)
+    learner = Learner(starting_with(head), loss, update, problem.model.adapted)
+    return MetaAlgorithm(
+        init,
+        adapting(learner),
+        estimate(estimator, problem, learner, steps),
+        exact=estimator != "first_order",
+    )

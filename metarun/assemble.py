@@ -150,7 +150,7 @@ def assemble(checked: Checked, data_root: Path) -> Experiment:
         source.check(ways=task.ways, shots=task.shots, queries=queries)
     problem, algorithm = learning(checked, source, hardware)
     hardware = hardware.running(kernel_blocks(problem.model))
-    use_kernels(problem.model, hardware.way == \"batched\")
+    use_kernels(problem.model, hardware.way == "batched")
     return Experiment(
         seed=checked.seed,
         hardware=hardware,

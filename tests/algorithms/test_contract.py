@@ -14,6 +14,9 @@ from metarun.algorithms.base import MetaAlgorithm
 from metarun.algorithms.clustered import clustered
 from metarun.algorithms.imaml import imaml
 from metarun.algorithms.maml import maml
+from metarun.algorithms.mixture import mixture
+from metarun.algorithms.mmaml import mmaml
+from metarun.algorithms.multi_maml import multi_maml
 from metarun.algorithms.scratch import scratch
 from metarun.algorithms.transfer import transfer
 from metarun.chunks import in_chunks, map_meta
@@ -36,6 +39,16 @@ class Case:
 
 STEPS = dict(inner_lr=0.1, steps=3)
 SPLIT = dict(starts=2, spread=0.3, balance=0.1)
+MIXED = dict(
+    **STEPS,
+    **SPLIT,
+    estimator="adjoint",
+    score="holdout",
+    temperature=1.0,
+    width=5,
+    share_rate=0.1,
+    restart=0.5,
+)
 SOLVED = dict(inner_lr=0.05, proximal=10.0, cg_tolerance=0.0, damping=0.0)
 GRID = [0.05, 0.4]
 CASES = [
@@ -57,6 +70,15 @@ CASES = [
         {**STEPS, **SPLIT, "estimator": "adjoint", "assign": "holdout"},
         exact=True,
     ),
+    Case("multi_maml", multi_maml, {**STEPS, "estimator": "adjoint", "starts": 2}, exact=True),
+    Case("mmaml", mmaml, {**STEPS, "estimator": "adjoint", "width": 5}, exact=True),
+    Case("mmaml-first-order", mmaml, {**STEPS, "estimator": "first_order", "width": 5}, False),
+    Case("mixture-em", mixture, {**MIXED, "weights": "em", "combine": "predictions"}, False),
+    Case("mixture-em-start", mixture, {**MIXED, "weights": "em", "combine": "parameters"}, False),
+    Case("mixture-gate", mixture, {**MIXED, "weights": "gate", "combine": "predictions"}, True),
+    Case(
+        "mixture-gate-start", mixture, {**MIXED, "weights": "gate", "combine": "parameters"}, True
+    ),
     Case("scratch", scratch, {"lr_grid": GRID}, exact=False),
     *(
         Case(f"transfer-{part}", transfer, {"finetune": part, "head": head, "lr_grid": GRID}, True)
@@ -64,7 +86,14 @@ CASES = [
     ),
 ]
 TRAINED = [case for case in CASES if case.name != "scratch"]
-ON_ALL_MODELS = ("maml", "fomaml", "imaml", "clustered", "transfer-all")  # one of each family
+ON_ALL_MODELS = (
+    "maml",
+    "fomaml",
+    "imaml",
+    "clustered",
+    "mmaml",
+    "transfer-all",
+)  # one of each family
 PAIRS = [
     pytest.param(case, model, id=f"{case.name}-{model}")
     for case in TRAINED
@@ -146,6 +175,7 @@ def test_a_bad_task_is_seen_and_does_not_touch_the_others(case: Case) -> None:
 def test_adaptation_uses_the_support_only_and_lowers_its_loss(case: Case) -> None:
     on = problem("conv4-held-norm")
     algorithm = case.build(on)
+    judge = algorithm.problem or on
     meta = map_meta(lambda v: v.to(DOUBLE), algorithm.init(on.initial()))
     tasks = image_tasks("conv4-held-norm")
     curve = list(algorithm.adapt(meta, tasks.support_x, tasks.support_y, 5))
@@ -153,7 +183,7 @@ def test_adaptation_uses_the_support_only_and_lowers_its_loss(case: Case) -> Non
     losses = [
         torch.stack(
             [
-                on.loss(
+                judge.loss(
                     {n: v[t] for n, v in params.items()}, tasks.support_x[t], tasks.support_y[t]
                 )
                 for t in range(len(tasks))

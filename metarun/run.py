@@ -176,6 +176,8 @@ class _Run:
         }
         if scores.assignment is not None:
             arrays["assignment"] = scores.assignment.numpy()
+        if scores.by_start is not None:
+            arrays["by_start"] = scores.by_start.numpy()
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
         write_atomic(self.folder / "scores.npz", buffer.getvalue())

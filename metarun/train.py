@@ -10,6 +10,7 @@ from torch import Tensor
 from metarun.algorithms.base import Turn
 from metarun.assemble import Experiment
 from metarun.chunks import in_chunks
+from metarun.clusters import agreement
 from metarun.divergence import diagnose, is_finite, without_bad_tasks
 from metarun.errors import DivergedError
 from metarun.estimators import MetaGradient
@@ -106,7 +107,7 @@ def validate(experiment: Experiment, state: State, log: Log, stop: Stop) -> Scor
     settings = experiment.validation
     scores = experiment.evaluate(state.meta, "validation", settings.tasks, settings.steps, stop)
     step = scores.best_step()
-    log.record("validate", state.step, summary(scores, step))
+    log.record("validate", state.step, summary(scores, step) | agreement(scores))
     goodness = scores.goodness(step)
     if state.best is None or goodness > state.best:
         state.best = goodness

@@ -19,6 +19,7 @@ from metarun.algorithms.mmaml import mmaml
 from metarun.algorithms.multi_maml import multi_maml
 from metarun.algorithms.scratch import scratch
 from metarun.algorithms.transfer import transfer
+from metarun.algorithms.tsamaml import tsamaml
 from metarun.chunks import in_chunks, map_meta
 from metarun.problem import Meta, Problem
 from metarun.tasks import Tasks, examples_as_task
@@ -49,6 +50,7 @@ MIXED = dict(
     share_rate=0.1,
     restart=0.5,
 )
+TWICE = dict(cluster_on="body", cluster_steps=2)
 SOLVED = dict(inner_lr=0.05, proximal=10.0, cg_tolerance=0.0, damping=0.0)
 GRID = [0.05, 0.4]
 CASES = [
@@ -78,6 +80,12 @@ CASES = [
     Case("mixture-gate", mixture, {**MIXED, "weights": "gate", "combine": "predictions"}, True),
     Case(
         "mixture-gate-start", mixture, {**MIXED, "weights": "gate", "combine": "parameters"}, True
+    ),
+    Case(
+        "tsamaml",
+        tsamaml,
+        {**STEPS, "estimator": "adjoint", "starts": 2, "warm_up": 1, "tasks": 4, **TWICE},
+        exact=True,
     ),
     Case("scratch", scratch, {"lr_grid": GRID}, exact=False),
     *(

@@ -64,7 +64,8 @@ def set_encoder(problem: Problem, width: int, outputs: int) -> Encoder:
         for name in rows:
             h = F.silu(layer(params, name, h))
         h = h.flatten(2).mean(2) if images else h
-        h = F.silu(layer(params, "mean", h.mean(0)))
+        # Bounded, as a recurrent encoder's state is: large targets must not make large codes.
+        h = torch.tanh(layer(params, "mean", h.mean(0)))
         return layer(params, "code", h)
 
     return Encoder(init, encode)

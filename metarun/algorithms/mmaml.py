@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -19,13 +20,21 @@ FILM = "film"  # the entry of a task's parameters that holds scales, then shifts
 
 
 def mmaml(
-    problem: Problem, *, inner_lr: Rate, steps: Count, estimator: Estimator, width: Count
+    problem: Problem,
+    *,
+    inner_lr: Rate,
+    steps: Count,
+    estimator: Estimator,
+    width: Count,
+    inner_clip: Rate | None,
 ) -> MetaAlgorithm:
     """Learn a start, and an encoder of the support that modulates it to the task's mode.
 
     Vuorio et al., 2019, arXiv:1910.13616, algorithm 1 with FiLM: every hidden channel h becomes
     (1 + scale) h + shift before its activation; the modulation is held while the start adapts.
     Their recurrent encoder depends on the order of the support; ours is a set encoder of `width`.
+    A modulated task can be steep: `inner_clip` bounds each number of the inner gradient, as their
+    code does.
 
     Raises:
         ConfigError: running averages, which the modulation would change from task to task.
@@ -49,7 +58,8 @@ def mmaml(
     def loss(meta: Meta, params: Params, x: Tensor, y: Tensor) -> Tensor:
         return modulated.loss(params, x, y)
 
-    learner = Learner(start, loss, gradient_descent(inner_lr), problem.model.adapted)
+    update = clipped_descent(inner_lr, inner_clip) if inner_clip else gradient_descent(inner_lr)
+    learner = Learner(start, loss, update, problem.model.adapted)
     return MetaAlgorithm(
         init,
         adapting(learner),
@@ -57,6 +67,20 @@ def mmaml(
         exact=estimator != "first_order",
         problem=modulated,
     )
+
+
+def clipped_descent(
+    inner_lr: float, largest: float
+) -> Callable[[Meta, int, Params, Params], Params]:
+    """Return gradient descent on gradients whose every number is cut to within +-`largest`."""
+
+    def update(meta: Meta, step: int, params: Params, gradient: Params) -> Params:
+        return {
+            name: value - inner_lr * gradient[name].clamp(-largest, largest)
+            for name, value in params.items()
+        }
+
+    return update
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ MANY = {
     "mixture-em": lambda on: mixture(on, **MIXTURE),
     "mixture-em-start": lambda on: mixture(on, **{**MIXTURE, "combine": "parameters"}),
     "mixture-gate": lambda on: mixture(on, **{**MIXTURE, "weights": "gate"}),
-    "mmaml": lambda on: mmaml(on, **PLAIN, width=5),
+    "mmaml": lambda on: mmaml(on, **PLAIN, width=5, inner_clip=None),
     "tsamaml": lambda on: tsamaml(on, **TSA),
     "tsamaml-features": lambda on: tsamaml(on, **{**TSA, "cluster_on": "features"}),
 }
@@ -380,7 +380,7 @@ def test_folding_is_scaling_and_shifting_hidden_channels(model: str) -> None:
 
 def test_without_modulation_mmaml_is_maml() -> None:
     on, tasks = problem("conv4-batch"), image_tasks("conv4-batch")
-    algorithm, parent = mmaml(on, **PLAIN, width=5), maml(on, **PLAIN)
+    algorithm, parent = mmaml(on, **PLAIN, width=5, inner_clip=None), maml(on, **PLAIN)
     meta = begin(algorithm, on)
     meta["encoder"] |= {
         n: torch.zeros_like(meta["encoder"][n]) for n in ("code.weight", "code.bias")

@@ -60,9 +60,10 @@ def mixture(
     answer, trained on the average of their query losses, which bounds the loss of the average;
     `parameters` adapts the average start, which suits starts that are near each other.
 
-    Against collapse: starts `spread` apart, `balance` as in `clustered`, and a start whose running
-    share, updated by `share_rate` a step, falls below `restart` of an equal one begins again
-    beside the most used start.
+    Against collapse: starts begin as copies `spread` relative deviations apart; a bias, which
+    counts at test too, moves by `balance` a step against starts that take more than their share;
+    and a start whose running share, which follows by `share_rate` a step, falls below `restart`
+    of an equal one begins again beside the most used.
 
     Raises:
         ConfigError: a score that cannot tell starts apart, or running averages of several models.
@@ -102,10 +103,6 @@ def mixture(
             found = over_tasks(logits, shared=1, count=len(x))(meta, x, y)
             return torch.softmax(found - meta["mixture"]["bias"], 1)
 
-    def unbiased(meta: Meta) -> Meta:
-        state = meta["mixture"]
-        return meta | {"mixture": state | {"bias": torch.zeros_like(state["bias"])}}
-
     def loss(meta: Meta, params: Params, x: Tensor, y: Tensor) -> Tensor:
         return judge.loss(params, x, y)
 
@@ -136,12 +133,9 @@ def mixture(
         entropy = -(held * held.clamp_min(torch.finfo(held.dtype).tiny).log()).sum(1)
         return found._replace(shift=shift, figures=found.figures | {"starts_a_task": entropy.exp()})
 
-    def settled(meta: Meta, x: Tensor, y: Tensor) -> Tensor:
-        return responsible(unbiased(meta), x, y)
-
     def assign(meta: Meta, x: Tensor, y: Tensor) -> Tensor:
         with torch.no_grad():
-            return settled(meta, x, y).argmax(1)
+            return responsible(meta, x, y).argmax(1)
 
     def each(meta: Meta, x: Tensor, y: Tensor, count: int) -> list[Iterator[Params]]:
         def alone(which: int) -> Iterator[Params]:
@@ -158,7 +152,7 @@ def mixture(
 
     return MetaAlgorithm(
         init,
-        adapting(learner(settled)),
+        adapting(learner(responsible)),
         meta_grad,
         exact=estimator != "first_order" and (weights == "gate" or starts == 1),
         assign=assign,
@@ -232,7 +226,7 @@ def support_score(
 def restarted(meta: Meta, shift: Meta, restart: float, spread: float, step: int) -> Meta:
     """Add to the shift a new beginning of the least used start, when its share is too small.
 
-    It takes the most used start's place, `spread` beside it, and half of its share.
+    It takes the most used start's place, `spread` beside it, and half of both their shares.
     """
     share = meta["mixture"]["share"]
     dead, top = int(share.argmin()), int(share.argmax())
@@ -245,7 +239,7 @@ def restarted(meta: Meta, shift: Meta, restart: float, spread: float, step: int)
         moves[name] = torch.zeros_like(value)
         moves[name][dead] = value[top] + spread * scale * noise - value[dead]
     halved = torch.zeros_like(share)
-    halved[dead], halved[top] = share[top] / 2 - share[dead], -share[top] / 2
+    halved[dead], halved[top] = (share[top] - share[dead]) / 2, (share[dead] - share[top]) / 2
     state = shift["mixture"] | {"share": shift["mixture"]["share"] + halved}
     return shift | {"mixture": state, "params": moves}
 

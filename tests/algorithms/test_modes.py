@@ -215,23 +215,22 @@ def test_a_dead_start_begins_again_beside_the_most_used() -> None:
     moved = restarted(meta, still, 0.1, 0.0, 7)
     assert (start + moved["params"]["phi"]).tolist() == [[1.0, 2.0], [5.0, 9.0], [5.0, 9.0]]
     after = share + moved["mixture"]["share"]
-    assert after.tolist() == pytest.approx([0.3, 0.34, 0.34])
+    assert after.tolist() == pytest.approx([0.3, 0.35, 0.35])
     near = restarted(meta, still, 0.1, 0.5, 7)["params"]["phi"]
     assert (start + near)[2].tolist() != [5.0, 9.0]
     assert torch.equal(near, restarted(meta, still, 0.1, 0.5, 7)["params"]["phi"])
 
 
-def test_balance_acts_in_training_and_not_at_test() -> None:
+def test_balance_works_against_starts_that_take_more_than_their_share() -> None:
     on, tasks = Quadratic(4), quadratic_tasks(5, 4)
     algorithm = mixture(on, **{**MIXTURE, "balance": 0.1})
     meta = begin(algorithm, on)
-    favourite = algorithm.assign(meta, tasks.support_x, tasks.support_y)
     meta["mixture"]["bias"] = torch.tensor([1e6, 0.0, 1e6], dtype=DOUBLE)
     found = algorithm.meta_grad(meta, tasks, 0)
     assert found.gradient["params"]["phi"][[0, 2]].abs().max() == 0
     third = pytest.approx(0.1 / 3)
     assert (-found.shift["mixture"]["bias"]).tolist() == [third, pytest.approx(-0.2 / 3), third]
-    assert torch.equal(algorithm.assign(meta, tasks.support_x, tasks.support_y), favourite)
+    assert algorithm.assign(meta, tasks.support_x, tasks.support_y).tolist() == [1] * 5
 
 
 # The support alone decides

@@ -26,7 +26,8 @@ Each = Callable[[Meta, Tensor, Tensor, int], list[Iterator[Params]]]
 class Turn(NamedTuple):
     """What happens once, before one meta-step, with more tasks than a meta-step has.
 
-    `change` must be a function of its arguments alone, so that a run cut there repeats it.
+    `change` must be a function of its arguments alone, so that a run cut there repeats it; it
+    must also be able to work on one batch, from which the cost of what follows is counted.
     """
 
     step: int

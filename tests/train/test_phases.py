@@ -1,12 +1,18 @@
-"""A change between two phases of training: when it happens, with which tasks, at what price."""
+"""Two phases of training, and what runs say of several modes."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
-from tiny import Log, tiny
+from tiny import TINY, Log, tiny, tiny_config
 
 from metarun.cost import flops_per_meta_step
+from metarun.records import read
+from metarun.run import run_job
 from metarun.signals import Stop
 from metarun.state import State
 from metarun.tasks import Tasks
@@ -42,3 +48,20 @@ def test_the_dearer_phase_is_what_a_step_costs() -> None:
     plain, turned = tiny("algo=maml"), tiny("algo=tsamaml")
     before = flops_per_meta_step(plain, plain.initial())
     assert flops_per_meta_step(turned, turned.initial()) > before
+
+
+def test_records_and_outcome_hold_the_choice_against_the_families(tmp_path: Path) -> None:
+    several = ("dataset=multimodal", "dataset.family=mmaml2", "model.hidden=[8]")
+    assert run_job(tiny_config("algo=mixture", *several, *TINY[2:]), tmp_path) == 0
+    validated = [r for r in read(tmp_path) if r["kind"] == "validate"]
+    assert all(0 <= r["nmi"] <= 1 and 1 <= r["effective"] <= 2 for r in validated)
+    trained = [r for r in read(tmp_path) if r["kind"] == "train"]
+    assert all(1 <= r["starts_a_task"] <= 2 for r in trained)
+    outcome = json.loads((tmp_path / "outcome.json").read_text())
+    assert outcome["oracle"] is False
+    clusters = outcome["clusters"]
+    assert np.sum(clusters["confusion"], 1).tolist() == [4, 4]
+    arrays = np.load(tmp_path / "scores.npz")
+    by_start = arrays["by_start"][:, :, outcome["chosen"]["steps"]]
+    own = by_start[np.arange(8), arrays["assignment"]]
+    assert clusters["regret"] == pytest.approx((own - by_start.min(1)).mean())

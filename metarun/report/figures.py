@@ -126,9 +126,10 @@ def _confused(section: Section) -> list[Entry]:
 def _confusion(section: Section, style: dict[str, plots.Style]) -> tuple[Figure, str, str]:
     entries, caption = _confused(section), "Which start each family's tasks take"
     said: list[str] = []
-    with plots.sheet(
-        2.0 + 2.6 * len(entries), 1.2 + 0.36 * len(section.modes), columns=len(entries)
-    ) as (figure, axes):
+    titles = {entry.label: entry.label.replace(" ", "\n") for entry in entries}
+    lines = max(title.count("\n") for title in titles.values())
+    height = 1.2 + 0.36 * len(section.modes) + 0.17 * lines
+    with plots.sheet(2.0 + 2.6 * len(entries), height, columns=len(entries)) as (figure, axes):
         for one, entry in zip(axes, entries, strict=True):
             counts: list[list[float]] = next(filter(None, (entry.clusters or {})["confusion"]))
             shares = [[c / max(sum(row), 1) for c in row] for row in counts]
@@ -138,7 +139,7 @@ def _confusion(section: Section, style: dict[str, plots.Style]) -> tuple[Figure,
                     ink = "white" if share > 0.6 else plots.INK
                     text = f"{100 * share:.0f}" if share else ""
                     one.text(column, row, text, ha="center", va="center", color=ink, fontsize=8)
-            one.set_title(entry.label)
+            one.set_title(titles[entry.label], fontsize=9)
             one.set_xticks(range(len(shares[0])), [str(m + 1) for m in range(len(shares[0]))])
             names = section.modes if one is axes[0] else [""] * len(section.modes)
             one.set_yticks(range(len(section.modes)), names)

@@ -76,12 +76,6 @@ CASES = [
     Case(
         "mmaml", mmaml, {**STEPS, "estimator": "adjoint", "width": 5, "inner_clip": 0.1}, exact=True
     ),
-    Case(
-        "mmaml-first-order",
-        mmaml,
-        {**STEPS, "estimator": "first_order", "width": 5, "inner_clip": None},
-        False,
-    ),
     Case("mixture-em", mixture, {**MIXED, "weights": "em", "combine": "predictions"}, False),
     Case("mixture-em-start", mixture, {**MIXED, "weights": "em", "combine": "parameters"}, False),
     Case("mixture-gate", mixture, {**MIXED, "weights": "gate", "combine": "predictions"}, True),

@@ -17,8 +17,8 @@ from metarun import checkpoint
 from metarun.records import merged, read
 from metarun.run import run_job
 
-MODES = ("clustered", "mixture", "mmaml", "multi_maml", "tsamaml")
-ALGOS = ("maml", "fomaml", "imaml", "transfer", "scratch", *MODES)
+SLOW = [pytest.param(algo, marks=pytest.mark.slow) for algo in ("mmaml", "multi_maml")]
+ALGOS = ("maml", "fomaml", "imaml", "transfer", "scratch", "clustered", "mixture", "tsamaml")
 
 
 def bits(folder: Path) -> str:
@@ -39,7 +39,7 @@ def bits(folder: Path) -> str:
     return digest.hexdigest()
 
 
-@pytest.mark.parametrize("algo", ALGOS)
+@pytest.mark.parametrize("algo", [*ALGOS, *SLOW])
 def test_a_run_leaves_everything_behind_and_repeats_to_the_bit(algo: str, tmp_path: Path) -> None:
     config = tiny_config(f"algo={algo}")
     assert run_job(config, tmp_path / "one") == 0

@@ -51,7 +51,7 @@ class MetaAlgorithm(NamedTuple):
     problem: Problem | None = None  # what its parameters answer a query with, if not the model
     each: Each | None = None  # adaptation from every start in turn; what a choice is held against
     oracle: Callable[[Tensor], Adapt] | None = None  # told the modes [T]: a bound, not a method
-    turn: Turn | None = None
+    turn: Turn | None = None  # a change between two phases of training
 
 
 def plain_start(meta: Meta, support_x: Tensor, support_y: Tensor) -> Params:

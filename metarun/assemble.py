@@ -96,7 +96,14 @@ class Experiment:
 
         with self._normalising(meta):
             return evaluate(
-                self.problem, self.algorithm, meta, batches(), steps, stop.check, self.workers
+                self.problem,
+                self.algorithm,
+                meta,
+                batches(),
+                steps,
+                stop.check,
+                self.workers,
+                each_start=split == "test",
             )
 
     def tasks_at_once(self, split: Split = "train") -> int:

@@ -15,15 +15,18 @@ def flops_per_meta_step(experiment: Experiment, meta: Meta) -> int:
     """Count the floating-point operations of one meta-step's matrix products and convolutions.
 
     A multiplication and an addition are two. One task is run plainly and counts for all: they
-    have equal shapes.
+    have equal shapes. Of an algorithm of two phases the dearer counts throughout.
     """
     algorithm = experiment.algorithm
     if algorithm.meta_grad is None:
         return 0
-    tasks = experiment.batch(0)
-    with FlopCounterMode(display=False) as counter:
-        algorithm.meta_grad(meta, tasks[:1], 0)
-    return counter.get_total_flops() * len(tasks)
+    tasks, found = experiment.batch(0), list[int]()
+    turned = [meta | algorithm.turn.change(meta, [tasks])] if algorithm.turn else []
+    for phase in (meta, *turned):
+        with FlopCounterMode(display=False) as counter:
+            algorithm.meta_grad(phase, tasks[:1], 0)
+        found.append(counter.get_total_flops())
+    return max(found) * len(tasks)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

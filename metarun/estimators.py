@@ -158,6 +158,10 @@ def pull_back(
     outputs: Sequence[Tensor], inputs: Sequence[Tensor], pulls: Sequence[Tensor]
 ) -> list[Tensor | None]:
     """Return the vector-Jacobian product for each input; None where no output depends on it."""
+    found = [(o, p) for o, p in zip(outputs, pulls, strict=True) if o.requires_grad]
+    if not found:
+        return [None] * len(inputs)
+    outputs, pulls = zip(*found, strict=True)
     return list(torch.autograd.grad(outputs, inputs, pulls, allow_unused=True))
 
 

@@ -30,6 +30,7 @@ class Scores:
     values: Tensor  # [T, K+1] float64: fraction right, or mean squared error
     mode: Tensor  # [T]
     assignment: Tensor | None  # [T] the start that the support chose
+    by_start: Tensor | None = None  # [T, M, K+1] from each start, where that was asked for
 
     def by_step(self) -> Tensor:
         """Return means over tasks, [K+1]; a step that diverged on any task is infinitely bad."""
@@ -56,34 +57,44 @@ def evaluate(
     steps: int,
     check: Callable[[], None],
     workers: Workers,
+    *,
+    each_start: bool = False,
 ) -> Scores:
-    """Score adaptation after 0..steps steps on every task; `check` is called between batches."""
+    """Score adaptation after 0..steps steps on every task; `check` is called between batches.
+
+    With `each_start` also from every start, chosen or not: for the report, after all is decided.
+    """
     metric: Metric = "accuracy" if problem.kind == "classification" else "mse"
 
-    def one(tasks: Tasks) -> tuple[Tensor, Tensor, Tensor | None]:
+    def one(tasks: Tasks) -> tuple[Tensor | None, ...]:
         x, y = tasks.support_x, tasks.support_y
-        curve: list[Tensor] = []
-        before: Params | None = None
-        for params in algorithm.adapt(meta, x, y, steps):
-            # A closed form gives the same at every step, and is scored once.
-            same = params is before
-            curve.append(curve[-1] if same else score(problem, params, tasks).double())
-            before = params
-        chosen = algorithm.assign(meta, x, y).cpu() if algorithm.assign else None
-        return torch.stack(curve, 1).cpu(), tasks.mode.cpu(), chosen
 
-    values: list[Tensor] = []
-    modes: list[Tensor] = []
-    assigned: list[Tensor] = []
-    for curve, mode, chosen in workers.map(one, batches):
+        def curve(adapted: Iterator[Params]) -> Tensor:
+            found: list[Tensor] = []
+            before: Params | None = None
+            for params in adapted:  # a closed form gives the same at every step: scored once
+                same = params is before
+                found.append(found[-1] if same else score(problem, params, tasks).double())
+                before = params
+            return torch.stack(found, 1).cpu()
+
+        # The only place where a mode reaches an adaptation, and only that of an oracle.
+        adapt = algorithm.oracle(tasks.mode) if algorithm.oracle else algorithm.adapt
+        chosen = algorithm.assign(meta, x, y).cpu() if algorithm.assign else None
+        starts = algorithm.each(meta, x, y, steps) if algorithm.each and each_start else []
+        every = torch.stack([curve(adapted) for adapted in starts], 1) if starts else None
+        return curve(adapt(meta, x, y, steps)), tasks.mode.cpu(), chosen, every
+
+    columns: list[list[Tensor]] = [[], [], [], []]
+    for found in workers.map(one, batches):
         check()
-        values.append(curve)
-        modes.append(mode)
-        if chosen is not None:
-            assigned.append(chosen)
-    return Scores(
-        metric, torch.cat(values), torch.cat(modes), torch.cat(assigned) if assigned else None
-    )
+        for column, value in zip(columns, found, strict=True):
+            if value is not None:
+                column.append(value)
+    values, mode, assignment, by_start = (torch.cat(c) if c else None for c in columns)
+    assert values is not None
+    assert mode is not None
+    return Scores(metric, values, mode, assignment, by_start)
 
 
 def score(problem: Problem, params: Params, tasks: Tasks) -> Tensor:

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from metarun import console
 from metarun.assemble import assemble
+from metarun.clusters import families
 from metarun.config import check, compose_job
 from metarun.data.fetch import data_root
 from metarun.errors import ConfigError
@@ -68,6 +69,7 @@ def main(argv: list[str]) -> int:
         },
         "test": summary(scores, steps),
         "task_list": task_list(experiment),
+        "clusters": families(scores, experiment.source.modes, steps),
         "overrides": argv[1:],
     }
     place = folder / "evaluations" / config_digest(config)[:8]

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from metarun import __version__, statistics
+from metarun import __version__
 from metarun.assemble import Experiment
+from metarun.clusters import families
 from metarun.cost import count, peak_memory_bytes
 from metarun.evaluate import Chosen, Scores
-from metarun.problem import Meta
 from metarun.state import State
 from metarun.train import summary
 
@@ -77,6 +77,7 @@ def outcome(
         "name": name,
         **{key: choices[key] for key in ("algo", "dataset", "model")},
         "seed": experiment.seed,
+        "oracle": experiment.algorithm.oracle is not None,
         "shape": {"ways": shape.ways, "shots": shape.shots, "test_queries": shape.test_queries},
         "test": summary(scores, chosen.steps),
         "chosen": {"steps": chosen.steps, **chosen.rates},
@@ -84,7 +85,7 @@ def outcome(
         "normalisation": experiment.normalisation(),
         "budget": {"unit": experiment.budget.unit, "total": experiment.budget.total},
         "cost": _cost(experiment, state, flops),
-        "clusters": _clusters(experiment, state.meta, scores, chosen.steps),
+        "clusters": families(scores, experiment.source.modes, chosen.steps),
         "divergence": {"skipped_steps": state.skipped, "dropped_tasks": state.dropped},
         "versions": versions(),
         "hardware": experiment.hardware.describe()
@@ -101,6 +102,8 @@ def score_file(scores: Scores) -> bytes:
     }
     if scores.assignment is not None:
         arrays["assignment"] = scores.assignment.numpy()
+    if scores.by_start is not None:
+        arrays["by_start"] = scores.by_start.numpy()
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     return buffer.getvalue()
@@ -118,30 +121,4 @@ def _cost(experiment: Experiment, state: State, flops: int) -> dict[str, Any]:
         "peak_memory_bytes": peak_memory_bytes(experiment.hardware.device),
         "parameters": sum(p.numel() for p in experiment.problem.model.parameters()),
         "meta_parameters": count(state.meta) if experiment.algorithm.meta_grad else 0,
-    }
-
-
-def _clusters(
-    experiment: Experiment, meta: Meta, scores: Scores, step: int
-) -> dict[str, Any] | None:
-    modes = experiment.source.modes
-    per_mode = {
-        name: {"mean": float(rows.mean()), "tasks": len(rows)}
-        for index, name in enumerate(modes)
-        if len(rows := scores.values[scores.mode == index, step])
-    }
-    if scores.assignment is None:
-        return {"modes": list(modes), "per_mode": per_mode} if len(modes) > 1 else None
-    assigned, truth = scores.assignment.numpy(), scores.mode.numpy()
-    starts = next(iter(meta["params"].values())).shape[0]
-    usage = torch.bincount(scores.assignment, minlength=starts).double() / len(assigned)
-    return {
-        "modes": list(modes),
-        "per_mode": per_mode,
-        "usage": usage.tolist(),
-        "effective": statistics.effective_clusters(usage.numpy()),
-        "purity": statistics.purity(truth, assigned),
-        "nmi": statistics.nmi(truth, assigned),
-        "ari": statistics.ari(truth, assigned),
-        "confusion": statistics.contingency(truth, assigned).tolist(),
     }

@@ -22,7 +22,7 @@ class Tasks:
     support_y: Tensor  # [T, S] class ids, or [T, S, D] targets
     query_x: Tensor  # [T, R, *features]
     query_y: Tensor  # [T, R] or [T, R, D]
-    mode: Tensor  # [T] which family the task came from; for metrics only, never an input
+    mode: Tensor  # [T] which family the task came from: for metrics and oracles, never an input
 
     def __post_init__(self) -> None:
         sizes = {f.name: getattr(self, f.name).shape[0] for f in fields(self)}

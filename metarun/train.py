@@ -7,8 +7,10 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from metarun.algorithms.base import Turn
 from metarun.assemble import Experiment
 from metarun.chunks import in_chunks
+from metarun.clusters import agreement
 from metarun.divergence import diagnose, is_finite, without_bad_tasks
 from metarun.errors import DivergedError
 from metarun.estimators import MetaGradient
@@ -62,6 +64,8 @@ def train(experiment: Experiment, state: State, log: Log, stop: Stop, flops_a_st
             log.save(with_moments(state, optimizer))
             raise
         begun = time.perf_counter()
+        if algorithm.turn is not None and state.step == algorithm.turn.step:
+            _take_turn(experiment, algorithm.turn, state)
         tasks = experiment.batch(state.step)
         found, norm = _meta_gradient(experiment, state, tasks, log)
         if found is not None:
@@ -105,7 +109,7 @@ def validate(experiment: Experiment, state: State, log: Log, stop: Stop) -> Scor
     scores = experiment.evaluate(state.meta, "validation", settings.tasks, settings.steps, stop)
     state.validated = state.step
     step = scores.best_step()
-    log.record("validate", state.step, summary(scores, step))
+    log.record("validate", state.step, summary(scores, step) | agreement(scores))
     goodness = scores.goodness(step)
     if state.best is None or goodness > state.best:
         state.best = goodness
@@ -164,6 +168,18 @@ def _meta_gradient(
             f"outer.max_skips is {outer.max_skips}"
         )
     return None, norm
+
+
+def _take_turn(experiment: Experiment, turn: Turn, state: State) -> None:
+    """Let the algorithm change its meta-parameters, in place: the optimiser holds them."""
+    at_once, first = experiment.tasks_at_once(), state.step * experiment.outer.batch
+    chunks = (
+        experiment.tasks("train", first + done, min(at_once, turn.tasks - done))
+        for done in range(0, turn.tasks, at_once)
+    )
+    for group, params in turn.change(state.meta, chunks).items():
+        for name, value in params.items():
+            state.meta[group][name].copy_(value)
 
 
 def _figures(

@@ -114,7 +114,7 @@ def image_tasks(model: str, count: int = 3, shots: int = 2, dtype: torch.dtype =
         labels.repeat(1, shots),
         images(6),
         labels.repeat(1, 2),
-        torch.zeros(count, dtype=torch.long),
+        torch.arange(count) % 2,
     )
 
 

@@ -10,10 +10,8 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "metarun"
-CORE = {"errors", "tasks", "problem", "inner", "estimators", "implicit", "lbfgs"} | {
-    "algorithms",
-    "models",
-}
+CORE = {"errors", "tasks", "problem", "inner", "estimators", "implicit", "algorithms", "models"}
+CORE |= {"encoder", "kmeans", "lbfgs"}
 HEAVY = ("torch", "wandb", "matplotlib", "scipy", "pandas")
 
 

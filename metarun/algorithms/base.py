@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Annotated, Literal, NamedTuple
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from metarun.estimators import MetaGrad
 from metarun.inner import Learner, adapt
 from metarun.problem import Meta, Params, Problem
+from metarun.tasks import Tasks
 
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 _NOTHING: Mapping[str, tuple[float, ...]] = {}
 
 Adapt = Callable[[Meta, Tensor, Tensor, int], Iterator[Params]]
+Each = Callable[[Meta, Tensor, Tensor, int], list[Iterator[Params]]]
+
+
+class Turn(NamedTuple):
+    """What happens once, before one meta-step, with more tasks than a meta-step has.
+
+    `change` must be a function of its arguments alone, so that a run cut there repeats it; it
+    must also be able to work on one batch, from which the cost of what follows is counted.
+    """
+
+    step: int
+    tasks: int  # of the training split
+    change: Callable[[Meta, Iterable[Tasks]], Meta]  # meta, chunks of tasks -> meta
 
 
 class MetaAlgorithm(NamedTuple):
@@ -34,6 +49,9 @@ class MetaAlgorithm(NamedTuple):
     exact: bool = True  # is meta_grad the gradient of its own losses' mean
     assign: Callable[[Meta, Tensor, Tensor], Tensor] | None = None  # support -> start chosen [T]
     problem: Problem | None = None  # what its parameters answer a query with, if not the model
+    each: Each | None = None  # adaptation from every start in turn; what a choice is held against
+    oracle: Callable[[Tensor], Adapt] | None = None  # told the modes [T]: a bound, not a method
+    turn: Turn | None = None  # a change between two phases of training
 
 
 def plain_start(meta: Meta, support_x: Tensor, support_y: Tensor) -> Params:
@@ -51,6 +69,22 @@ def plain_learner(
         return problem.loss(params, x, y)
 
     return Learner(plain_start, loss, update, problem.model.adapted)
+
+
+def from_starts(starts: Params, which: Tensor) -> Params:
+    """Return for each task the start of that number: [M, ...] and [T] to [T, ...]."""
+    return {name: value[which] for name, value in starts.items()}
+
+
+def spread_starts(params: Params, starts: int, spread: float) -> Params:
+    """Return copies of one start, [M, ...], `spread` relative standard deviations apart."""
+    generator = torch.Generator().manual_seed(0)
+    stacked: Params = {}
+    for name, value in params.items():
+        noise = torch.randn((starts, *value.shape), generator=generator).to(value)
+        scale = value.std() if value.numel() > 1 else value.abs().sum()
+        stacked[name] = value + spread * scale * noise * (starts > 1)
+    return stacked
 
 
 def shared_params(params: Params) -> Meta:

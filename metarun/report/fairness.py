@@ -36,6 +36,7 @@ def notices(entries: Sequence[Entry]) -> tuple[str, ...]:
         _differ(entries, "Most steps at test", lambda e: str(len(e.by_step) - 1)),
         _differ(entries, "Hardware", lambda e: "; ".join(e.devices), "; seconds do not compare"),
         *(f"{e.label}: {_happened(e)} while training." for e in entries if e.divergence),
+        *(f"{e.label}: told each task's family; a bound, no method." for e in entries if e.oracle),
     ]
     if entries[0].tasks < FEW_TASKS:
         lines.append(f"Only {entries[0].tasks} test tasks: intervals are rough, 600 are usual.")

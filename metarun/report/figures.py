@@ -37,6 +37,8 @@ def figures(comparison: Comparison) -> list[Picture]:
         kinds = {"adaptation": _adaptation, "paired": _paired, "compute": _compute}
         if len(section.entries) == 1:
             del kinds["paired"]
+        if section.modes and _confused(section):
+            kinds["confusion"] = _confusion
         for kind, draw in kinds.items():
             figure, caption, alt = draw(section, style)
             svg = plots.render(figure, "svg")  # its page has the caption; a file needs its own
@@ -114,6 +116,40 @@ def _compute(section: Section, style: dict[str, plots.Style]) -> tuple[Figure, s
         axes[0].set_ylabel(f"test {plots.axis_label(metric)}")
         _legend(axes[1], section.entries)
     return figure, caption, f"{caption}; the figures are in the table of costs."
+
+
+def _confused(section: Section) -> list[Entry]:
+    """Return the methods that say which start each family's tasks took."""
+    return [e for e in section.entries if any((e.clusters or {}).get("confusion", []))]
+
+
+def _confusion(section: Section, style: dict[str, plots.Style]) -> tuple[Figure, str, str]:
+    entries, caption = _confused(section), "Which start each family's tasks take"
+    said: list[str] = []
+    titles = {entry.label: entry.label.replace(" ", "\n") for entry in entries}
+    lines = max(title.count("\n") for title in titles.values())
+    height = 1.2 + 0.36 * len(section.modes) + 0.17 * lines
+    with plots.sheet(2.0 + 2.6 * len(entries), height, columns=len(entries)) as (figure, axes):
+        for one, entry in zip(axes, entries, strict=True):
+            counts: list[list[float]] = next(filter(None, (entry.clusters or {})["confusion"]))
+            shares = [[c / max(sum(row), 1) for c in row] for row in counts]
+            one.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+            for row, line in enumerate(shares):
+                for column, share in enumerate(line):
+                    ink = "white" if share > 0.6 else plots.INK
+                    text = f"{100 * share:.0f}" if share else ""
+                    one.text(column, row, text, ha="center", va="center", color=ink, fontsize=8)
+            one.set_title(titles[entry.label], fontsize=9)
+            one.set_xticks(range(len(shares[0])), [str(m + 1) for m in range(len(shares[0]))])
+            names = section.modes if one is axes[0] else [""] * len(section.modes)
+            one.set_yticks(range(len(section.modes)), names)
+            one.set_xlabel("start")
+            one.grid(visible=False)
+            taken = (f"{name} {max(s):.0%}" for name, s in zip(section.modes, shares, strict=True))
+            said.append(f"{entry.label}: {', '.join(taken)}")
+        several = any(len(entry.seeds) > 1 for entry in entries)
+        caption += " (% of a family's tasks" + (", first seed)" if several else ")")
+    return figure, caption, f"Share of each family in its commonest start. {'; '.join(said)}."
 
 
 def _cost_point(axes: Axes, entry: Entry, key: str, metric: str, style: plots.Style) -> None:

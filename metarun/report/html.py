@@ -86,6 +86,7 @@ def _section(section: Section, pictures: Sequence[Picture]) -> Markup:
         drawn.get("paired.png", ""),
         _table(costs, section.reference),
         drawn.get("compute.png", ""),
+        drawn.get("confusion.png", ""),
         *(_table(each, section.reference) for each in rest),
     )
 

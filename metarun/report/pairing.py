@@ -55,7 +55,7 @@ def _reference(found: Sequence[Method], asked: str | None) -> str:
             raise ConfigError(f"reference={name}: is one of {', '.join(same)}; give it whole")
         if same:
             return min(same)  # not the best: that would be a choice by the test tasks
-    return labels[0]
+    return next((m.entry.label for m in found if not m.entry.oracle), labels[0])
 
 
 def _pairs(found: Sequence[Method], reference: str, sign: int) -> tuple[Pair, ...]:

@@ -16,7 +16,7 @@ from metarun.statistics import mean_ci, seed_ci
 
 # Settings that say where and how a run was carried out, not what it is.
 NOT_SETTINGS = frozenset((*NO_EFFECT, "seed", "hardware", "test", "debug", "hydra"))
-AGREEMENT = ("purity", "nmi", "ari", "effective")
+AGREEMENT = ("purity", "nmi", "ari", "effective", "regret", "best_start", "any_start")
 
 
 class Method(NamedTuple):
@@ -73,7 +73,9 @@ def labels(firsts: Sequence[Run]) -> list[str]:
         differ = [key for key in keys if len({peer.get(key) for peer in peers}) > 1]
         named = [key for key in differ if key.partition(".")[0] not in differ or "." not in key]
         own = settings(run)
-        names.append(" ".join([str(run.outcome["algo"]), *(_override(k, own) for k in named)]))
+        oracle = ["(oracle)"] if run.outcome.get("oracle") else []
+        words = [str(run.outcome["algo"]), *(_override(k, own) for k in named), *oracle]
+        names.append(" ".join(words))
     return names
 
 
@@ -133,6 +135,7 @@ def _pool(label: str, runs: Sequence[Run], modes: int) -> Method:
             for m in range(modes if modes > 1 else 0)
         ),
         clusters=_clusters([run.outcome.get("clusters") or {} for run in runs]),
+        oracle=bool(runs[0].outcome.get("oracle")),
     )
     return Method(entry, scores, by_seed)
 
@@ -160,7 +163,8 @@ def _clusters(blocks: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
         for key in AGREEMENT
         if all(block.get(key) is not None for block in blocks)
     }
-    return agreement | {"usage": [block.get("usage") for block in blocks]}
+    each = {key: [block.get(key) for block in blocks] for key in ("usage", "confusion")}
+    return agreement | each
 
 
 def _device(outcome: dict[str, Any]) -> str:

@@ -33,6 +33,7 @@ class Entry:
     divergence: dict[str, int]  # summed over seeds; only what happened
     per_mode: tuple[float, ...]  # by family of tasks, where there are several
     clusters: dict[str, Any] | None  # agreement with the true families, mean over seeds
+    oracle: bool = False  # told each task's family: a bound, not a method
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -135,17 +136,20 @@ def families(section: Section) -> Table:
 def clusters(section: Section) -> Table:
     """Return how clusters, chosen by the support alone, agree with the true families."""
     names = {"purity": "Purity", "nmi": "NMI", "ari": "ARI", "effective": "Clusters in use"}
+    scores = {"regret": "Regret", "best_start": "Best start", "any_start": "Any start"}
     rows = tuple(
         (
             entry.label,
             *(f"{entry.clusters[key]:.2f}" if key in entry.clusters else DASH for key in names),
+            *(score(entry.clusters.get(key, math.nan), None, section.metric) for key in scores),
             "; ".join(_usage(usage) for usage in entry.clusters["usage"]),
         )
         for entry in section.entries
         if entry.clusters
     )
-    head = ("Method", *names.values(), "Usage, a seed each")
-    return Table("Clusters against families", head, rows, frozenset({0, 5}))
+    head = ("Method", *names.values(), *scores.values(), "Usage, a seed each")
+    caption = "Clusters against families; regret: what choosing by the query would gain"
+    return Table(caption, head, rows, frozenset({0, len(head) - 1}))
 
 
 def seeds(section: Section) -> Table:
@@ -175,7 +179,8 @@ def left_out(comparison: Comparison) -> Table:
 
 def of_run(outcome: Mapping[str, Any]) -> Table:
     """Return the result of one run, from its outcome.json, with the protocol beside the numbers."""
-    whose = f"{outcome.get('algo', '?')} on {outcome.get('dataset', '?')}"
+    told = " (oracle)" if outcome.get("oracle") else ""
+    whose = f"{outcome.get('algo', '?')}{told} on {outcome.get('dataset', '?')}"
     caption = f"{whose}, seed {outcome.get('seed', '?')}"
     if outcome.get("status") != "done":
         ended = f"{outcome.get('status')}: {outcome.get('reason', 'no reason given')}"

@@ -32,7 +32,8 @@ def verdict(section: Section) -> Verdict:
         reached = score(reference.mean, reference.ci95, section.metric)
         evidence = f"{reference.label} reaches {_on(section, reached)}; nothing to compare it with."
         return Verdict("", "", evidence, "")
-    best = next((entry for entry in others if entry.algo not in STARTS), others[0])
+    honest = [entry for entry in others if not entry.oracle] or others
+    best = next((entry for entry in honest if entry.algo not in STARTS), honest[0])
     pair = section.against_reference(best.label)
     assert pair is not None
     return Verdict(

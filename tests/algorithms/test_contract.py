@@ -17,11 +17,15 @@ from metarun.algorithms.clustered import clustered
 from metarun.algorithms.imaml import imaml
 from metarun.algorithms.logreg import logreg
 from metarun.algorithms.maml import maml
+from metarun.algorithms.mixture import mixture
+from metarun.algorithms.mmaml import mmaml
+from metarun.algorithms.multi_maml import multi_maml
 from metarun.algorithms.protomaml import protomaml
 from metarun.algorithms.protonet import protonet
 from metarun.algorithms.r2d2 import r2d2
 from metarun.algorithms.scratch import scratch
 from metarun.algorithms.transfer import transfer
+from metarun.algorithms.tsamaml import tsamaml
 from metarun.chunks import in_chunks, map_meta
 from metarun.problem import Meta, Problem
 from metarun.tasks import Tasks, examples_as_task
@@ -42,6 +46,17 @@ class Case:
 
 STEPS = dict(inner_lr=0.1, steps=3)
 SPLIT = dict(starts=2, spread=0.3, balance=0.1)
+MIXED = dict(
+    **STEPS,
+    **SPLIT,
+    estimator="adjoint",
+    score="holdout",
+    temperature=1.0,
+    width=5,
+    share_rate=0.1,
+    restart=0.5,
+)
+TWICE = dict(cluster_on="body", cluster_steps=2)
 SOLVED = dict(inner_lr=0.05, proximal=10.0, cg_tolerance=0.0, damping=0.0)
 GRID = [0.05, 0.4]
 COSINES = dict(scale=2.0, many_scale=10.0, lr_grid=GRID)
@@ -64,6 +79,22 @@ CASES = [
         {**STEPS, **SPLIT, "estimator": "adjoint", "assign": "holdout"},
         exact=True,
     ),
+    Case("multi_maml", multi_maml, {**STEPS, "estimator": "adjoint", "starts": 2}, exact=True),
+    Case(
+        "mmaml", mmaml, {**STEPS, "estimator": "adjoint", "width": 5, "inner_clip": 0.1}, exact=True
+    ),
+    Case("mixture-em", mixture, {**MIXED, "weights": "em", "combine": "predictions"}, False),
+    Case("mixture-em-start", mixture, {**MIXED, "weights": "em", "combine": "parameters"}, False),
+    Case("mixture-gate", mixture, {**MIXED, "weights": "gate", "combine": "predictions"}, True),
+    Case(
+        "mixture-gate-start", mixture, {**MIXED, "weights": "gate", "combine": "parameters"}, True
+    ),
+    Case(
+        "tsamaml",
+        tsamaml,
+        {**STEPS, "estimator": "adjoint", "starts": 2, "warm_up": 1, "tasks": 4, **TWICE},
+        exact=True,
+    ),
     Case("scratch", scratch, {"lr_grid": GRID}, exact=False),
     Case("protonet", protonet, {"distance": "euclidean", "scale": 1.0}, exact=True),
     Case("protonet-cosine", protonet, {"distance": "cosine", "scale": 5.0}, exact=True),
@@ -83,14 +114,8 @@ CASES = [
     Case("centroid", centroid, {"centre_grid": [1.0], "unit_grid": [1.0], "mean_rate": 0.1}, True),
 ]
 TRAINED = [case for case in CASES if case.name != "scratch"]
-CLOSED_FORMS = (
-    "protonet",
-    "protonet-cosine",
-    "r2d2",
-    "logreg",
-    "centroid",
-)  # nothing moves after the start
-ON_ALL_MODELS = ("maml", "fomaml", "imaml", "clustered", "transfer-all")  # one of each family
+CLOSED_FORMS = ("protonet", "protonet-cosine", "r2d2", "logreg", "centroid")  # nothing moves
+ON_ALL_MODELS = ("maml", "fomaml", "imaml", "clustered", "mmaml", "transfer-all")  # a family each
 PAIRS = [
     pytest.param(case, model, id=f"{case.name}-{model}")
     for case in TRAINED
@@ -172,7 +197,7 @@ def test_a_bad_task_is_seen_and_does_not_touch_the_others(case: Case) -> None:
 def test_adaptation_uses_the_support_only_and_lowers_its_loss(case: Case) -> None:
     on = problem("conv4-held-norm")
     algorithm = case.build(on)
-    on = algorithm.problem or on
+    judge = algorithm.problem or on
     meta = map_meta(lambda v: v.to(DOUBLE), algorithm.init(on.initial()))
     tasks = image_tasks("conv4-held-norm")
     curve = list(algorithm.adapt(meta, tasks.support_x, tasks.support_y, 5))
@@ -180,7 +205,7 @@ def test_adaptation_uses_the_support_only_and_lowers_its_loss(case: Case) -> Non
     losses = [
         torch.stack(
             [
-                on.loss(
+                judge.loss(
                     {n: v[t] for n, v in params.items()}, tasks.support_x[t], tasks.support_y[t]
                 )
                 for t in range(len(tasks))

@@ -18,7 +18,8 @@ from metarun.records import merged, read
 from metarun.report.runs import load
 from metarun.run import run_job
 
-ALGOS = ("maml", "fomaml", "imaml", "clustered", "transfer", "scratch", "r2d2")
+SLOW = [pytest.param(algo, marks=pytest.mark.slow) for algo in ("mmaml", "multi_maml", "r2d2")]
+ALGOS = ("maml", "fomaml", "imaml", "transfer", "scratch", "clustered", "mixture", "tsamaml")
 
 
 def bits(folder: Path) -> str:
@@ -39,7 +40,7 @@ def bits(folder: Path) -> str:
     return digest.hexdigest()
 
 
-@pytest.mark.parametrize("algo", ALGOS)
+@pytest.mark.parametrize("algo", [*ALGOS, *SLOW])
 def test_a_run_leaves_everything_behind_and_repeats_to_the_bit(algo: str, tmp_path: Path) -> None:
     config = tiny_config(f"algo={algo}")
     assert run_job(config, tmp_path / "one") == 0
@@ -63,7 +64,10 @@ def test_a_run_leaves_everything_behind_and_repeats_to_the_bit(algo: str, tmp_pa
     assert (found["cost"]["flops_per_meta_step"] > 0) is trains
 
 
-@pytest.mark.parametrize("algo", ["maml", "clustered", "transfer"])
+RESUMED = ("maml", "clustered", "tsamaml", "transfer")
+
+
+@pytest.mark.parametrize("algo", [*RESUMED, pytest.param("mixture", marks=pytest.mark.slow)])
 def test_a_run_cut_at_any_checkpoint_ends_in_the_same_bits(algo: str, tmp_path: Path) -> None:
     config = tiny_config(f"algo={algo}", "checkpoints.keep=9")
     assert run_job(config, tmp_path / "whole") == 0

@@ -24,11 +24,18 @@ TINY = (
     "hardware=cpu",
     "hardware.threads=1",
 )
+FEW = {
+    "algo=clustered": ["algo.starts=2"],
+    "algo=mixture": ["algo.starts=2"],
+    "algo=multi_maml": ["algo.starts=1"],
+    "algo=mmaml": ["algo.width=6"],
+    "algo=tsamaml": ["algo.starts=2", "algo.warm_up=6", "algo.tasks=10", "algo.cluster_steps=2"],
+}
 
 
 def tiny_config(*overrides: str) -> dict[str, Any]:
     """Return the resolved configuration of a tiny run."""
-    few = ["algo.starts=2"] if "algo=clustered" in overrides else []
+    few = [word for algo, words in FEW.items() if algo in overrides for word in words]
     return compose_job([*TINY, *few, *overrides])
 
 

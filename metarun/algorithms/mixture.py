@@ -1,0 +1,258 @@
+"""A mixture of starts: each task is answered by all, as responsible as its support makes them.
+
+Letters in shapes: T tasks, M starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.func import grad
+
+from metarun.algorithms.base import (
+    Count,
+    MetaAlgorithm,
+    Rate,
+    adapting,
+    from_starts,
+    spread_starts,
+)
+from metarun.encoder import set_encoder
+from metarun.errors import ConfigError
+from metarun.estimators import Estimator, MetaGradient, estimate
+from metarun.inner import Learner, adapt, gradient_descent, over_tasks
+from metarun.problem import Meta, Params, Problem
+from metarun.tasks import Tasks
+
+WEIGHT = "mixture"  # the entry of a task's parameters that says how much each start counts
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def mixture(
+    problem: Problem,
+    *,
+    inner_lr: Rate,
+    steps: Count,
+    estimator: Estimator,
+    starts: Count,
+    weights: Literal["em", "gate"],
+    combine: Literal["predictions", "parameters"],
+    score: Literal["before", "after", "holdout"],
+    temperature: Rate,
+    width: Count,
+    share_rate: Fraction,
+    restart: Fraction,
+    spread: Annotated[float, Field(ge=0)],
+    balance: Annotated[float, Field(ge=0)],
+) -> MetaAlgorithm:
+    """Meta-learn `starts` initialisations whose weights on a task its support alone decides.
+
+    `em`: responsibilities share_m * exp(-loss_m / temperature), normalised, of the summed support
+    loss (`score`: before adaptation, after it, or held out); the maximisation is a step on the
+    responsible starts' query losses, responsibilities held (Jerfel et al., 2019, arXiv:1812.06080,
+    algorithm 2, without its growing number of components). `gate`: a softmax over a set encoder of
+    `width`, learned with the starts. `predictions` adapts every start and averages what they
+    answer, trained on the average of their query losses, which bounds the loss of the average;
+    `parameters` adapts the average start, which suits starts that are near each other.
+
+    Against collapse: starts begin as copies `spread` relative deviations apart; a bias, which
+    counts at test too, moves by `balance` a step against starts that take more than their share;
+    and a start whose running share, which follows by `share_rate` a step, falls below `restart`
+    of an equal one begins again beside the most used.
+
+    Raises:
+        ConfigError: a score that cannot tell starts apart, or running averages of several models.
+    """
+    _check(problem, weights, combine, score, starts)
+    update, mixed = gradient_descent(inner_lr), combine == "predictions"
+    judge = Mixed(problem.model, problem.kind, single=problem) if mixed else problem
+    encoder = set_encoder(problem, width, starts) if weights == "gate" else None
+
+    def init(params: Params) -> Meta:
+        meta: Meta = {"params": spread_starts(params, starts, spread)}
+        if encoder is not None:
+            meta["encoder"] = encoder.init()
+        share = torch.full((starts,), 1 / starts)
+        return meta | {"mixture": {"share": share, "bias": torch.zeros(starts)}}
+
+    def logits(meta: Meta, x: Tensor, y: Tensor) -> Tensor:
+        """Return one task's unnormalised log weights, [M]."""
+        if encoder is not None:
+            return encoder.encode(meta["encoder"], x, y) / temperature
+        params = {name: value.detach() for name, value in meta["params"].items()}
+        losses = over_starts(lambda p: support_score(problem, score, fit, p, x, y), params)
+        return meta["mixture"]["share"].clamp_min(1e-6).log() - len(y) * losses / temperature
+
+    def fit(params: Params, x: Tensor, y: Tensor) -> Params:
+        for step in range(steps):
+            gradient = grad(problem.loss)(params, x, y)
+            adapted = {name: params[name] for name in problem.model.adapted}
+            params = params | update({}, step, adapted, gradient)
+        return params
+
+    def responsible(meta: Meta, x: Tensor, y: Tensor) -> Tensor:
+        """Return how much each start counts for each task, [T, M]; rows add up to one."""
+        if starts == 1:
+            return torch.ones(len(x), 1, dtype=x.dtype, device=x.device)
+        with torch.set_grad_enabled(encoder is not None and torch.is_grad_enabled()):
+            found = over_tasks(logits, shared=1, count=len(x))(meta, x, y)
+            return torch.softmax(found - meta["mixture"]["bias"], 1)
+
+    def loss(meta: Meta, params: Params, x: Tensor, y: Tensor) -> Tensor:
+        return judge.loss(params, x, y)
+
+    def learner(weigh: Callable[[Meta, Tensor, Tensor], Tensor]) -> Learner:
+        def start(meta: Meta, x: Tensor, y: Tensor) -> Params:
+            weight, stacked = weigh(meta, x, y), meta["params"]
+            if not mixed:
+                return {n: torch.tensordot(weight, v, dims=1) for n, v in stacked.items()}
+            return {n: v.expand(len(x), *v.shape) for n, v in stacked.items()} | {WEIGHT: weight}
+
+        return Learner(start, loss, update, problem.model.adapted)
+
+    def meta_grad(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
+        with torch.no_grad():
+            held = responsible(meta, tasks.support_x, tasks.support_y)
+        state = {"mixture": meta["mixture"]}
+
+        def weigh(leaves: Meta, x: Tensor, y: Tensor) -> Tensor:
+            return held if encoder is None else responsible(leaves | state, x, y)
+
+        moving = estimate(estimator, judge, learner(weigh), steps)
+        learned = {group: params for group, params in meta.items() if group != "mixture"}
+        found = moving(learned, tasks, step)
+        used = held.mean(0)
+        shift: Meta = {"mixture": {"bias": balance * (used - 1 / starts)}}
+        shift["mixture"]["share"] = share_rate * (used - meta["mixture"]["share"])
+        shift = restarted(meta, shift, restart, spread, step) if share_rate else shift
+        entropy = -(held * held.clamp_min(torch.finfo(held.dtype).tiny).log()).sum(1)
+        return found._replace(shift=shift, figures=found.figures | {"starts_a_task": entropy.exp()})
+
+    def assign(meta: Meta, x: Tensor, y: Tensor) -> Tensor:
+        with torch.no_grad():
+            return responsible(meta, x, y).argmax(1)
+
+    def each(meta: Meta, x: Tensor, y: Tensor, count: int) -> list[Iterator[Params]]:
+        def alone(which: int) -> Iterator[Params]:
+            def start(meta: Meta, x: Tensor, y: Tensor) -> Params:
+                params = from_starts(meta["params"], torch.full((len(x),), which, device=x.device))
+                if not mixed:
+                    return params
+                one = torch.ones(len(x), 1, dtype=x.dtype, device=x.device)
+                return {name: value[:, None] for name, value in params.items()} | {WEIGHT: one}
+
+            return adapt(Learner(start, loss, update, problem.model.adapted), meta, x, y, count)
+
+        return [alone(which) for which in range(starts)]
+
+    return MetaAlgorithm(
+        init,
+        adapting(learner(responsible)),
+        meta_grad,
+        exact=estimator != "first_order" and (weights == "gate" or starts == 1),
+        assign=assign,
+        problem=judge if mixed else None,
+        each=each,
+    )
+
+
+@dataclass(frozen=True)
+class Mixed(Problem):
+    """Several models' parameters, each [M, ...], and what their answers weigh, [M].
+
+    The loss is the sum over the models, so that each follows its own gradient.
+    """
+
+    single: Any = None  # the problem of one model
+
+    def loss(self, params: Params, x: Tensor, y: Tensor) -> Tensor:
+        return over_starts(lambda one: self.single.loss(one, x, y), params).sum()
+
+    def predict(self, params: Params, support_x: Tensor, query_x: Tensor) -> Tensor:
+        outputs = over_starts(lambda one: self.single.predict(one, support_x, query_x), params)
+        weight = params[WEIGHT].view(-1, 1, 1)
+        if self.kind == "classification":  # probabilities are averaged
+            return torch.logsumexp(weight.log() + outputs.log_softmax(2), 0)
+        return (weight * outputs).sum(0)
+
+    def query_loss(
+        self, params: Params, support_x: Tensor, query_x: Tensor, query_y: Tensor
+    ) -> Tensor:
+        def one(params: Params) -> Tensor:
+            return self.single.query_loss(params, support_x, query_x, query_y)
+
+        return (params[WEIGHT] * over_starts(one, params)).sum()
+
+
+def over_starts(function: Callable[[Params], Tensor], params: Params) -> Tensor:
+    """Apply a function of one model's parameters to each of several, [M, ...]; one runs plainly."""
+    stacked = {name: value for name, value in params.items() if name != WEIGHT}
+    if len(next(iter(stacked.values()))) == 1:
+        return function({name: value[0] for name, value in stacked.items()})[None]
+    return torch.vmap(function)(stacked)
+
+
+def support_score(
+    problem: Problem,
+    how: Literal["before", "after", "holdout"],
+    fit: Callable[[Params, Tensor, Tensor], Params],
+    params: Params,
+    x: Tensor,
+    y: Tensor,
+) -> Tensor:
+    """Return a start's mean loss on one support: unadapted, adapted, or cross-validated."""
+    if how == "before":
+        return problem.loss(params, x, y)
+    if how == "after":
+        return problem.loss(fit(params, x, y), x, y)
+    order = (
+        torch.argsort(y, stable=True)
+        if problem.kind == "classification"
+        else torch.arange(len(y), device=y.device)
+    )
+    halves = (order[::2], order[1::2])
+    losses = [
+        problem.loss(fit(params, x[learn], y[learn]), x[held], y[held])
+        for learn, held in (halves, halves[::-1])
+    ]
+    return torch.stack(losses).mean()
+
+
+def restarted(meta: Meta, shift: Meta, restart: float, spread: float, step: int) -> Meta:
+    """Add to the shift a new beginning of the least used start, when its share is too small.
+
+    It takes the most used start's place, `spread` beside it, and half of both their shares.
+    """
+    share = meta["mixture"]["share"]
+    dead, top = int(share.argmin()), int(share.argmax())
+    if float(share[dead]) >= restart / len(share) or dead == top:
+        return shift
+    generator, moves = torch.Generator().manual_seed(step), dict[str, Tensor]()
+    for name, value in meta["params"].items():
+        noise = torch.randn(value[top].shape, generator=generator).to(value)
+        scale = value[top].std() if noise.numel() > 1 else value[top].abs().sum()
+        moves[name] = torch.zeros_like(value)
+        moves[name][dead] = value[top] + spread * scale * noise - value[dead]
+    halved = torch.zeros_like(share)
+    halved[dead], halved[top] = (share[top] - share[dead]) / 2, (share[dead] - share[top]) / 2
+    state = shift["mixture"] | {"share": shift["mixture"]["share"] + halved}
+    return shift | {"mixture": state, "params": moves}
+
+
+def _check(problem: Problem, weights: str, combine: str, score: str, starts: int) -> None:
+    classify, model = problem.kind == "classification", problem.model
+    if weights == "em" and score == "before" and classify and starts > 1:
+        raise ConfigError(
+            "algo.score: before adaptation every start is at chance when labels are permuted; "
+            "use algo.score=holdout (2 shots or more) or after"
+        )
+    if combine == "predictions" and getattr(model, "bn_mode", None) == "running":
+        raise ConfigError(
+            "model.bn_mode=running: algo.combine=predictions asks several models at once, and "
+            "averages are kept of one; use model.bn_mode=transductive or algo.combine=parameters"
+        )

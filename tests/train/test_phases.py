@@ -1,0 +1,67 @@
+"""Two phases of training, and what runs say of several modes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import TINY, Log, tiny, tiny_config
+
+from metarun.cost import flops_per_meta_step
+from metarun.records import read
+from metarun.run import run_job
+from metarun.signals import Stop
+from metarun.state import State
+from metarun.tasks import Tasks
+from metarun.train import train
+
+
+@pytest.mark.parametrize(("steps", "formed"), [(5, 0), (6, 0), (7, 1), (12, 1)])
+def test_the_turn_comes_before_its_meta_step_and_once(steps: int, formed: int) -> None:
+    experiment = tiny("algo=tsamaml", f"budget.total={steps}")  # algo.warm_up=6
+    turn, seen = experiment.algorithm.turn, []
+    assert turn is not None
+
+    def change(meta, chunks):
+        chunks = list(chunks)
+        seen.append(chunks)
+        return turn.change(meta, chunks)
+
+    algorithm = experiment.algorithm._replace(turn=turn._replace(change=change))
+    object.__setattr__(experiment, "algorithm", algorithm)
+    state = train(experiment, State(experiment.initial()), Log(), Stop(), 0.0)
+    assert float(state.meta["clusters"]["formed"]) == formed
+    assert len(seen) == formed
+    for chunks in seen:
+        assert sum(map(len, chunks)) == turn.tasks
+        assert torch.equal(together(chunks), experiment.tasks("train", 6 * 4, 10).query_y)
+
+
+def together(chunks: list[Tasks]) -> torch.Tensor:
+    return torch.cat([chunk.query_y for chunk in chunks])
+
+
+def test_the_dearer_phase_is_what_a_step_costs() -> None:
+    plain, turned = tiny("algo=maml"), tiny("algo=tsamaml")
+    before = flops_per_meta_step(plain, plain.initial())
+    assert flops_per_meta_step(turned, turned.initial()) > before
+
+
+def test_records_and_outcome_hold_the_choice_against_the_families(tmp_path: Path) -> None:
+    several = ("dataset=multimodal", "dataset.family=mmaml2", "model.hidden=[8]")
+    assert run_job(tiny_config("algo=mixture", *several, *TINY[2:]), tmp_path) == 0
+    validated = [r for r in read(tmp_path) if r["kind"] == "validate"]
+    assert all(0 <= r["nmi"] <= 1 and 1 <= r["effective"] <= 2 for r in validated)
+    trained = [r for r in read(tmp_path) if r["kind"] == "train"]
+    assert all(1 <= r["starts_a_task"] <= 2 for r in trained)
+    outcome = json.loads((tmp_path / "outcome.json").read_text())
+    assert outcome["oracle"] is False
+    clusters = outcome["clusters"]
+    assert np.sum(clusters["confusion"], 1).tolist() == [4, 4]
+    arrays = np.load(tmp_path / "scores.npz")
+    by_start = arrays["by_start"][:, :, outcome["chosen"]["steps"]]
+    own = by_start[np.arange(8), arrays["assignment"]]
+    assert clusters["regret"] == pytest.approx((own - by_start.min(1)).mean())

@@ -46,6 +46,7 @@ class Case:
 
 STEPS = dict(inner_lr=0.1, steps=3)
 SPLIT = dict(starts=2, spread=0.3, balance=0.1)
+HARD = dict(**SPLIT, own="all", warm_up=0)
 MIXED = dict(
     **STEPS,
     **SPLIT,
@@ -70,13 +71,13 @@ CASES = [
     Case(
         "clustered",
         clustered,
-        {**STEPS, **SPLIT, "estimator": "adjoint", "assign": "after"},
+        {**STEPS, **HARD, "estimator": "adjoint", "assign": "after"},
         exact=True,
     ),
     Case(
         "clustered-holdout",
         clustered,
-        {**STEPS, **SPLIT, "estimator": "adjoint", "assign": "holdout"},
+        {**STEPS, **HARD, "estimator": "adjoint", "assign": "holdout"},
         exact=True,
     ),
     Case("multi_maml", multi_maml, {**STEPS, "estimator": "adjoint", "starts": 2}, exact=True),

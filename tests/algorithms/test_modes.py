@@ -461,7 +461,8 @@ def test_fewer_tasks_than_starts_are_refused() -> None:
 def test_a_cold_mixture_is_hard_clustering() -> None:
     on, tasks = regression(), two_levels()
     cold = mixture(on, **{**MIXTURE, "temperature": 1e-9})
-    hard = clustered(on, **PLAIN, starts=3, assign="after", spread=0.4, balance=0.0)
+    apart = dict(starts=3, spread=0.4, balance=0.0, own="all", warm_up=0)
+    hard = clustered(on, **PLAIN, assign="after", **apart)
     meta = begin(cold, on)
     found = cold.meta_grad(meta, tasks, 0)
     state = begin(hard, on) | {"params": meta["params"]}

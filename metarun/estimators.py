@@ -105,7 +105,8 @@ def adjoint(problem: Problem, learner: Learner, steps: int, *, last: int, kept: 
                 trace.append((params, after if keep else None))
                 params = leaves(after)
             losses = query_losses(problem, params, tasks)
-            pull = _zip(params, torch.autograd.grad(losses.mean(), list(params.values())))
+            given = list(params.values())  # of which the query may not use every one
+            pull = _zip(params, torch.autograd.grad(losses.mean(), given, materialize_grads=True))
             for k in reversed(range(steps)):
                 before, after = trace.pop()
                 after = after or advance(k, before, True)

@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from oracles import DOUBLE, MODELS, distance, finite_difference, image_tasks, norm, problem
+from oracles import DOUBLE, MODELS, distance, finite_difference, image_tasks, maml, norm, problem
 
 from metarun.algorithms.base import MetaAlgorithm
 from metarun.algorithms.clustered import clustered
 from metarun.algorithms.imaml import imaml
-from metarun.algorithms.maml import maml
 from metarun.algorithms.scratch import scratch
 from metarun.algorithms.transfer import transfer
 from metarun.chunks import in_chunks, map_meta
@@ -43,6 +42,18 @@ CASES = [
     Case("maml-recompute", maml, {**STEPS, "estimator": "recompute"}, exact=True),
     Case("maml-unrolled", maml, {**STEPS, "estimator": "unrolled"}, exact=True),
     Case("fomaml", maml, {**STEPS, "estimator": "first_order"}, exact=False),
+    *(
+        Case(name, maml, {**STEPS, "estimator": "adjoint", **settings}, exact=True)
+        for name, settings in {
+            "anil": dict(adapt="head"),
+            "boil": dict(adapt="body"),
+            "maml-last-block": dict(adapt="last_block", learn="head"),
+            "metasgd": dict(rates="parameter"),
+            "maml-exp-rates": dict(rates="tensor", per_step=True, transform="exp"),
+            "maml-softplus-rate": dict(rates="global", transform="softplus"),
+        }.items()
+    ),
+    Case("anil-first-order", maml, {**STEPS, "estimator": "first_order", "adapt": "head"}, False),
     Case("imaml", imaml, {**SOLVED, "inner_lr": 0.02, "steps": 3, "cg_steps": 1}, exact=False),
     Case("imaml-solved", imaml, {**SOLVED, "steps": 80, "cg_steps": 25}, exact=True),
     Case(
@@ -77,6 +88,13 @@ def by_name(case: Case) -> str:
     return case.name
 
 
+def built(case: Case, model: str) -> tuple[MetaAlgorithm, Meta]:
+    on = problem(model)
+    algorithm = case.build(on)
+    initial = (algorithm.problem or on).initial()
+    return algorithm, map_meta(lambda v: v.to(DOUBLE), algorithm.init(initial))
+
+
 def batch_for(algorithm: MetaAlgorithm, model: str, count: int = 3) -> Tasks:
     tasks = image_tasks(model, count)
     if algorithm.batches == "tasks":
@@ -88,10 +106,8 @@ def batch_for(algorithm: MetaAlgorithm, model: str, count: int = 3) -> Tasks:
 @pytest.mark.parametrize(("case", "model"), PAIRS)
 def test_gradient(case: Case, model: str) -> None:
     """Exact as claimed, the same by loop and by vmap, in any order and in any chunks."""
-    on = problem(model)
-    algorithm = case.build(on)
+    algorithm, meta = built(case, model)
     assert algorithm.meta_grad is not None
-    meta = map_meta(lambda v: v.to(DOUBLE), algorithm.init(on.initial()))
     tasks = batch_for(algorithm, model)
     before = map_meta(torch.clone, meta)
     whole = algorithm.meta_grad(meta, tasks, 0)
@@ -125,12 +141,10 @@ def test_gradient(case: Case, model: str) -> None:
 
 @pytest.mark.parametrize("case", TRAINED, ids=by_name)
 def test_a_bad_task_is_seen_and_does_not_touch_the_others(case: Case) -> None:
-    on = problem("conv4-batch")
-    algorithm = case.build(on)
+    algorithm, meta = built(case, "conv4-batch")
     assert algorithm.meta_grad is not None
     if algorithm.batches == "examples":
         return  # one pool of examples: there are no other tasks to protect
-    meta = map_meta(lambda v: v.to(DOUBLE), algorithm.init(on.initial()))
     tasks = image_tasks("conv4-batch")
     poisoned = tasks.support_x.clone()
     poisoned[1, 0, 0, 0, 0] = float("nan")
@@ -146,14 +160,15 @@ def test_a_bad_task_is_seen_and_does_not_touch_the_others(case: Case) -> None:
 def test_adaptation_uses_the_support_only_and_lowers_its_loss(case: Case) -> None:
     on = problem("conv4-held-norm")
     algorithm = case.build(on)
-    meta = map_meta(lambda v: v.to(DOUBLE), algorithm.init(on.initial()))
+    answering = algorithm.problem or on
+    meta = map_meta(lambda v: v.to(DOUBLE), algorithm.init(answering.initial()))
     tasks = image_tasks("conv4-held-norm")
     curve = list(algorithm.adapt(meta, tasks.support_x, tasks.support_y, 5))
     assert len(curve) == 6
     losses = [
         torch.stack(
             [
-                on.loss(
+                answering.loss(
                     {n: v[t] for n, v in params.items()}, tasks.support_x[t], tasks.support_y[t]
                 )
                 for t in range(len(tasks))
@@ -165,16 +180,14 @@ def test_adaptation_uses_the_support_only_and_lowers_its_loss(case: Case) -> Non
     alone = list(algorithm.adapt(meta, tasks.support_x[1:2], tasks.support_y[1:2], 5))
     for name, value in curve[-1].items():
         torch.testing.assert_close(value[1:2], alone[-1][name], rtol=1e-10, atol=1e-12)
-    held = [n for n in curve[0] if n not in on.model.adapted]
+    held = [n for n in curve[0] if n not in answering.model.adapted]
     assert all(torch.equal(curve[0][n], curve[-1][n]) for n in held)
 
 
 @pytest.mark.parametrize("case", TRAINED, ids=by_name)
 def test_training_loss_falls(case: Case) -> None:
-    on = problem("mlp")
-    algorithm = case.build(on)
+    algorithm, meta = built(case, "mlp")
     assert algorithm.meta_grad is not None
-    meta = map_meta(lambda v: v.to(DOUBLE), algorithm.init(on.initial()))
     tasks = batch_for(algorithm, "mlp")
     first = algorithm.meta_grad(meta, tasks, 0)
     for step in range(20):

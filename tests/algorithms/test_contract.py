@@ -10,9 +10,12 @@ import pytest
 import torch
 from oracles import DOUBLE, MODELS, distance, finite_difference, image_tasks, maml, norm, problem
 
+from metarun.algorithms.alfa import alfa
 from metarun.algorithms.base import MetaAlgorithm
 from metarun.algorithms.clustered import clustered
 from metarun.algorithms.imaml import imaml
+from metarun.algorithms.mamlpp import mamlpp
+from metarun.algorithms.metacurvature import metacurvature
 from metarun.algorithms.scratch import scratch
 from metarun.algorithms.transfer import transfer
 from metarun.chunks import in_chunks, map_meta
@@ -36,6 +39,14 @@ class Case:
 STEPS = dict(inner_lr=0.1, steps=3)
 SPLIT = dict(starts=2, spread=0.3, balance=0.1)
 SOLVED = dict(inner_lr=0.05, proximal=10.0, cg_tolerance=0.0, damping=0.0)
+PLUS = dict(
+    rates="tensor",
+    per_step=True,
+    transform="raw",
+    multi_step_until=100,
+    per_step_norm=True,
+    first_order_until=0,
+)
 GRID = [0.05, 0.4]
 CASES = [
     Case("maml", maml, {**STEPS, "estimator": "adjoint"}, exact=True),
@@ -54,6 +65,9 @@ CASES = [
         }.items()
     ),
     Case("anil-first-order", maml, {**STEPS, "estimator": "first_order", "adapt": "head"}, False),
+    Case("mamlpp", mamlpp, {**STEPS, **PLUS, "estimator": "adjoint"}, exact=True),
+    Case("alfa", alfa, {**STEPS, "estimator": "adjoint", "decay": 0.05}, exact=True),
+    Case("metacurvature", metacurvature, {**STEPS, "estimator": "adjoint"}, exact=True),
     Case("imaml", imaml, {**SOLVED, "inner_lr": 0.02, "steps": 3, "cg_steps": 1}, exact=False),
     Case("imaml-solved", imaml, {**SOLVED, "steps": 80, "cg_steps": 25}, exact=True),
     Case(

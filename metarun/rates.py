@@ -54,7 +54,7 @@ def initial_rates(rates: InnerRates, params: Params) -> Meta:
 def learned_descent(rates: InnerRates) -> Update:
     """Return the update with the rates of `initial_rates`; `none` is plain descent.
 
-    Per parameter it is Meta-SGD (Li et al., 2017, arXiv:1707.09835, equation 3), per tensor and
+    Per parameter it is Meta-SGD (Li et al., 2017, arXiv:1707.09835, section 3), per tensor and
     step the LSLR of MAML++ (Antoniou et al., 2019, arXiv:1810.09502, section 4). A step beyond
     the trained ones takes the rates of the last.
     """

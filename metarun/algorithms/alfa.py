@@ -25,7 +25,7 @@ def alfa(
 ) -> MetaAlgorithm:
     """Learn a start, and the rule that adapts it.
 
-    Baik et al., 2020, arXiv:2011.00209, equations 4 to 6: a step is beta * phi - alpha * g with an
+    Baik et al., 2020, arXiv:2011.00209, section 3.2: a step is beta * phi - alpha * g with an
     alpha and a beta for each parameter tensor, which two layers compute from the means of every
     phi and g. As in their code, alpha = a * u and beta = 1 - b * v, where a and b are learned
     for each step and tensor, and begin at `inner_lr` and `decay * inner_lr`, and u and v are the

@@ -94,7 +94,7 @@ def multi_step(
 ) -> MetaGrad:
     """Differentiate the weighted sum of the query losses after every inner step.
 
-    Antoniou et al., 2019, arXiv:1810.09502, equation 4, by one graph of the inner loop. Each
+    Antoniou et al., 2019, arXiv:1810.09502, section 4, by one graph of the inner loop. Each
     query's own graph is gone before the next step: only its pull on the parameters is kept.
     """
 

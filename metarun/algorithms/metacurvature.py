@@ -20,7 +20,7 @@ def metacurvature(
 ) -> MetaAlgorithm:
     """Learn a start and the geometry in which its gradients are taken.
 
-    Park and Oliva, 2019, arXiv:1902.03356, equation 9 (MC2): a weight's gradient [out, in, filter]
+    Park and Oliva, 2019, arXiv:1902.03356 (their MC2): a weight's gradient [out, in, filter]
     is multiplied along each axis by a square matrix that begins as the identity, where the
     method is MAML; a bias or norm's by one number an entry, that begins at 1.
     """

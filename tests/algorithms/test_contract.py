@@ -10,8 +10,10 @@ import pytest
 import torch
 from oracles import DOUBLE, MODELS, distance, finite_difference, image_tasks, maml, norm, problem
 
+from metarun.algorithms.adapters import adapters
 from metarun.algorithms.alfa import alfa
 from metarun.algorithms.base import MetaAlgorithm
+from metarun.algorithms.cavia import cavia
 from metarun.algorithms.clustered import clustered
 from metarun.algorithms.imaml import imaml
 from metarun.algorithms.mamlpp import mamlpp
@@ -68,6 +70,20 @@ CASES = [
     Case("mamlpp", mamlpp, {**STEPS, **PLUS, "estimator": "adjoint"}, exact=True),
     Case("alfa", alfa, {**STEPS, "estimator": "adjoint", "decay": 0.05}, exact=True),
     Case("metacurvature", metacurvature, {**STEPS, "estimator": "adjoint"}, exact=True),
+    Case("cavia", cavia, {**STEPS, "estimator": "adjoint", "context": 4}, exact=True),
+    *(
+        Case(
+            f"adapters-{kind}",
+            adapters,
+            {**STEPS, "estimator": "adjoint", "kind": kind, "rank": 2, **masks},
+            exact=True,
+        )
+        for kind, masks in {
+            "film": dict(adapt=["adapters", "head"], learn=["adapters", "head"]),
+            "residual": dict(adapt="adapters", learn="all"),
+            "lora": dict(adapt=["adapters", "head"], learn="all"),
+        }.items()
+    ),
     Case("imaml", imaml, {**SOLVED, "inner_lr": 0.02, "steps": 3, "cg_steps": 1}, exact=False),
     Case("imaml-solved", imaml, {**SOLVED, "steps": 80, "cg_steps": 25}, exact=True),
     Case(

@@ -6,9 +6,11 @@ import pytest
 import torch
 from oracles import PLAIN, distance, finite_difference, image_tasks, maml, norm, problem
 
-from metarun.algorithms.mamlpp import mamlpp, step_weights
+from metarun.algorithms.base import plain_learner
+from metarun.algorithms.mamlpp import mamlpp, multi_step, step_weights
 from metarun.config import compose_job
 from metarun.estimators import query_losses
+from metarun.inner import gradient_descent
 from metarun.problem import Meta
 
 PARTS = dict(inner_lr=0.3, steps=3, estimator="adjoint")
@@ -59,6 +61,13 @@ def test_the_multi_step_loss_is_the_weighted_sum_of_shorter_loops(second_order: 
         assert torch.equal(whole.figures["final_loss"], parts[-1].losses)
     after = found(algorithm, 10)
     assert distance(after.gradient, found(maml(ON, **settings)).gradient) == 0.0
+
+
+def test_all_weight_on_the_last_step_is_maml() -> None:
+    learner = plain_learner(ON, gradient_descent(PARTS["inner_lr"]))
+    meta = {"params": ON.initial()}
+    last = multi_step(ON, learner, [0.0, 0.0, 1.0], True)(meta, TASKS, 0)
+    assert distance(last.gradient, found(maml(ON, **PARTS)).gradient) < 1e-12
 
 
 def test_the_derivative_order_changes_when_it_should() -> None:

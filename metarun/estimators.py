@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from metarun.inner import Learner, inner_step, leaves, meta_leaves, over_tasks
+from metarun.inner import Learner, inner_step, meta_leaves, over_tasks
 from metarun.problem import Meta, Params, Problem
 from metarun.tasks import Tasks
 
@@ -66,7 +66,8 @@ def unrolled(problem: Problem, learner: Learner, steps: int) -> MetaGrad:
     def meta_grad(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
         meta, support = meta_leaves(meta), (tasks.support_x, tasks.support_y)
         with torch.enable_grad():
-            params = learner.start(meta, *support)
+            first = learner.start(meta, *support)
+            params = restart(learner, first) | _moving(first)
             for k in range(steps):
                 params = inner_step(learner, meta, k, params, support, second_order=True)
             losses = query_losses(problem, params, tasks)
@@ -96,31 +97,47 @@ def adjoint(problem: Problem, learner: Learner, steps: int, *, last: int, kept: 
         total = MetaSum(meta)
         with torch.enable_grad():
             first = learner.start(meta, *support)
-            params = leaves(first)
+            params = restart(learner, first)
             trace: list[tuple[Params, Params | None]] = []
             for k in range(steps):
                 exact = k >= steps - last
                 keep = not exact or k >= steps - kept  # a first-order graph is the update's own
                 after = advance(k, params, exact and keep)
                 trace.append((params, after if keep else None))
-                params = leaves(after)
+                params = restart(learner, after)
             losses = query_losses(problem, params, tasks)
-            given = list(params.values())  # of which the query may not use every one
-            pull = _zip(params, torch.autograd.grad(losses.mean(), given, materialize_grads=True))
+            given = _moving(params)  # of which the query may not use every one
+            pull = _zip(
+                given,
+                torch.autograd.grad(losses.mean(), list(given.values()), materialize_grads=True),
+            )
             for k in reversed(range(steps)):
                 before, after = trace.pop()
                 after = after or advance(k, before, True)
                 pull = _through_step(learner, before, after, pull, total)
-            total.add(pull_back(list(first.values()), total.leaves, list(pull.values())))
+            total.add(pull_back([first[n] for n in pull], total.leaves, list(pull.values())))
         return MetaGradient(total.gradient(), losses.detach())
 
     return meta_grad
+
+
+def restart(learner: Learner, params: Params) -> Params:
+    """Return the same values as fresh leaves; a constant that is not adapted stays one."""
+    return {
+        name: value.detach().requires_grad_(value.requires_grad or name in learner.adapted)
+        for name, value in params.items()
+    }
+
+
+def _moving(params: Params) -> Params:
+    return {name: value for name, value in params.items() if value.requires_grad}
 
 
 def _through_step(
     learner: Learner, before: Params, after: Params, pull: Params, total: MetaSum
 ) -> Params:
     """Return the pull on a step's input, given the pull on its output; add the meta part."""
+    before = _moving(before)
     moved = [name for name in after if name in learner.adapted]
     grads = pull_back(
         [after[name] for name in moved],
@@ -141,6 +158,10 @@ def pull_back(
     outputs: Sequence[Tensor], inputs: Sequence[Tensor], pulls: Sequence[Tensor]
 ) -> list[Tensor | None]:
     """Return the vector-Jacobian product for each input; None where no output depends on it."""
+    found = [(o, p) for o, p in zip(outputs, pulls, strict=True) if o.requires_grad]
+    if not found:
+        return [None] * len(inputs)
+    outputs, pulls = zip(*found, strict=True)
     return list(torch.autograd.grad(outputs, inputs, pulls, allow_unused=True))
 
 

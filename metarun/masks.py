@@ -5,10 +5,14 @@ Any part may be adapted and any other meta-learned; together the two masks name 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fnmatch import fnmatchcase
+
+from torch import Tensor
 
 from metarun.errors import ConfigError
 from metarun.estimators import MetaGrad, MetaGradient
+from metarun.inner import Learner
 from metarun.models.net import ADAPTER, norm_parameters
 from metarun.nearest import did_you_mean, shown
 from metarun.problem import Meta, Params, Problem
@@ -86,12 +90,20 @@ def held_back(params: Params, learned: frozenset[str]) -> Meta:
     return {"params": moving, "frozen": rest} if rest else {"params": moving}
 
 
-def without_frozen(meta_grad: MetaGrad) -> MetaGrad:
-    """Leave the frozen group out of a meta-gradient, so that no optimiser ever moves it."""
+def of_learned(learner: Learner, build: Callable[[Learner], MetaGrad]) -> MetaGrad:
+    """Return the meta-gradient over what training moves; the frozen group is a constant in it.
 
-    def learned(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
-        found = meta_grad(meta, tasks, step)
-        gradient = {group: params for group, params in found.gradient.items() if group != "frozen"}
-        return found._replace(gradient=gradient)
+    No estimator sees that group, so that none spends an operation on its gradient.
+    """
 
-    return learned
+    def meta_grad(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
+        if "frozen" not in meta:
+            return build(learner)(meta, tasks, step)
+        learned = {group: params for group, params in meta.items() if group != "frozen"}
+
+        def start(learned: Meta, x: Tensor, y: Tensor) -> Params:
+            return learner.start({**learned, "frozen": meta["frozen"]}, x, y)
+
+        return build(learner._replace(start=start))(learned, tasks, step)
+
+    return meta_grad

@@ -68,5 +68,5 @@ def alfa(
         init,
         adapting(learner),
         estimate(estimator, problem, learner, steps),
-        exact=estimator != "first_order",
+        exact=estimator in ("adjoint", "recompute", "unrolled"),
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Annotated, Literal, NamedTuple
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -54,11 +55,14 @@ def plain_learner(problem: Problem, update: Update) -> Learner:
     return Learner(plain_start, loss, update, problem.model.adapted)
 
 
-def masked_learner(problem: Problem, update: Update, adapted: frozenset[str]) -> Learner:
+def masked_learner(
+    problem: Problem, update: Update, adapted: frozenset[str], *, first_order: bool
+) -> Learner:
     """Return the learner that moves some parameters only.
 
     A head alone is adapted on features of the support that the body gives once, before the
-    first step; the query's gradient finds its way back to the body through them.
+    first step; the query's gradient finds its way back to the body through them, unless inner
+    gradients are constants anyway (`first_order`).
     """
     if not all(name.startswith("head.") for name in adapted):
         return plain_learner(problem, update)._replace(adapted=adapted)
@@ -66,7 +70,8 @@ def masked_learner(problem: Problem, update: Update, adapted: frozenset[str]) ->
     def start(meta: Meta, support_x: Tensor, support_y: Tensor) -> Params:
         params = plain_start(meta, support_x, support_y)
         features = over_tasks(problem.features, shared=0, count=len(support_x))
-        return {**params, FEATURES: features(params, support_x)}
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not first_order):
+            return {**params, FEATURES: features(params, support_x)}
 
     def loss(meta: Meta, params: Params, x: Tensor, y: Tensor) -> Tensor:
         return problem.head_loss(params, params[FEATURES], y)

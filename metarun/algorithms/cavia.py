@@ -5,7 +5,7 @@ from __future__ import annotations
 from metarun.algorithms.base import Count, MetaAlgorithm, Rate, adapting, plain_learner
 from metarun.estimators import Estimator, estimate
 from metarun.inner import gradient_descent
-from metarun.masks import held_back, without_frozen
+from metarun.masks import held_back, of_learned
 from metarun.models.adapters import with_context
 from metarun.problem import Meta, Params, Problem
 
@@ -28,7 +28,7 @@ def cavia(
     return MetaAlgorithm(
         init,
         adapting(learner),
-        without_frozen(estimate(estimator, own, learner, steps)),
-        exact=estimator != "first_order",
+        of_learned(learner, lambda each: estimate(estimator, own, each, steps)),
+        exact=estimator in ("adjoint", "recompute", "unrolled"),
         problem=own,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from metarun.algorithms.base import Count, MetaAlgorithm, Rate, adapting, masked_learner
 from metarun.estimators import Estimator, estimate
-from metarun.masks import Mask, held_back, matched, moved, without_frozen
+from metarun.masks import Mask, held_back, matched, moved, of_learned
 from metarun.problem import Meta, Params, Problem
 from metarun.rates import InnerRates, Rates, Transform, initial_rates, learned_descent
 
@@ -36,10 +36,12 @@ def maml(
         moving = {name: value for name, value in params.items() if name in adapted}
         return {**held_back(params, learned), **initial_rates(inner, moving)}
 
-    learner = masked_learner(problem, learned_descent(inner), adapted)
+    learner = masked_learner(
+        problem, learned_descent(inner), adapted, first_order=estimator == "first_order"
+    )
     return MetaAlgorithm(
         init,
         adapting(learner),
-        without_frozen(estimate(estimator, problem, learner, steps)),
-        exact=estimator != "first_order",
+        of_learned(learner, lambda each: estimate(estimator, problem, each, steps)),
+        exact=estimator in ("adjoint", "recompute", "unrolled"),
     )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 
 from metarun.algorithms.base import Count, MetaAlgorithm, Rate, adapting, plain_learner, plain_start
-from metarun.estimators import Estimator, MetaGrad, MetaGradient, MetaSum, estimate, query_losses
+from metarun.estimators import MetaGrad, MetaGradient, MetaSum, estimate, query_losses
 from metarun.inner import Learner, inner_step, leaves, meta_leaves
 from metarun.models.net import norm_parameters
 from metarun.problem import Meta, Params, Problem
@@ -24,7 +24,7 @@ def mamlpp(
     *,
     inner_lr: Rate,
     steps: Count,
-    estimator: Estimator,
+    estimator: Literal["adjoint", "recompute", "unrolled", "first_order"],
     rates: Rates,
     per_step: bool,
     transform: Transform,

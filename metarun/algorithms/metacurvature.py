@@ -49,7 +49,7 @@ def metacurvature(
         init,
         adapting(learner),
         estimate(estimator, problem, learner, steps),
-        exact=estimator != "first_order",
+        exact=estimator in ("adjoint", "recompute", "unrolled"),
     )
 
 

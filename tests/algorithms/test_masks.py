@@ -124,6 +124,15 @@ def test_five_steps_of_a_head_cost_what_one_does(estimator: str) -> None:
     assert flops(5, estimator=estimator) > 2 * five
 
 
+def test_what_is_frozen_costs_no_gradient_of_its_own() -> None:
+    """Without gradients of weights a backward pass is half as dear; of the body, none at all."""
+    head = flops(3, adapt="head", learn="head")
+    assert head < 0.4 * flops(3, adapt="head")  # two forward passes of six
+    assert flops(3, adapt="head", estimator="first_order") < 0.8 * flops(3, adapt="head")
+    learned = flops(3, adapt="last_block", learn="last_block")
+    assert learned < 0.8 * flops(3, adapt="last_block")
+
+
 def test_adaptation_computes_the_features_once() -> None:
     on, tasks = paper_task()
 

@@ -11,6 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "metarun"
 CORE = {"errors", "tasks", "problem", "inner", "estimators", "implicit", "algorithms", "models"}
+CORE |= {"masks", "rates", "nearest"}
 HEAVY = ("torch", "wandb", "matplotlib", "scipy", "pandas")
 
 

@@ -166,15 +166,21 @@ def test_first_order_never_asks_for_a_second_order_graph(
     assert any(asked)
 
 
-def test_what_is_not_learned_is_held() -> None:
-    on, tasks = problem("conv4-batch"), image_tasks("conv4-batch")
-    algorithm, whole = maml(on, **SETTINGS, learn="head"), maml(on, **SETTINGS)
+@pytest.mark.parametrize("estimator", ["adjoint", "recompute", "unrolled", "first_order"])
+@pytest.mark.parametrize("adapt", ["all", "head", "body"])
+@pytest.mark.parametrize("learn", ["head", "body"])
+def test_what_is_not_learned_is_held(learn: str, adapt: str, estimator: str) -> None:
+    """The gradient of what is learned is the whole's, whether the rest is adapted or not."""
+    on, tasks = problem("mlp-batch"), image_tasks("mlp-batch")
+    settings = {**SETTINGS, "estimator": estimator, "adapt": adapt}
+    algorithm, whole = maml(on, **settings, learn=learn), maml(on, **settings)
     meta = algorithm.init(on.initial())
-    assert set(meta["params"]) == {"head.weight", "head.bias"}
-    assert set(meta["frozen"]) == {n for n in on.initial() if n.startswith("body.")}
+    assert set(meta["params"]) == {n for n in on.initial() if n.startswith(f"{learn}.")}
+    assert set(meta["params"]) | set(meta["frozen"]) == set(on.initial())
     found = algorithm.meta_grad(meta, tasks, 0)
     expected = whole.meta_grad(whole.init(on.initial()), tasks, 0)
     assert set(found.gradient) == {"params"}
-    head: Meta = {"params": {n: expected.gradient["params"][n] for n in meta["params"]}}
-    assert distance(found.gradient, head) < 1e-12
+    part: Meta = {"params": {n: expected.gradient["params"][n] for n in meta["params"]}}
+    assert distance(found.gradient, part) < 1e-12
     assert torch.equal(found.losses, expected.losses)
+    assert not any(value.requires_grad for value in meta["frozen"].values())

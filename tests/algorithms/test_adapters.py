@@ -113,8 +113,9 @@ def digest(params: Params) -> str:
     return whole.hexdigest()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize(
+    ("kind", "optimizer"), [("film", "adamw"), ("residual", "sgd"), ("lora", "adam")]
+)
 def test_a_frozen_body_is_untouched_by_training(kind: str, optimizer: str) -> None:
     experiment = tiny(
         "algo=adapters",

@@ -65,7 +65,7 @@ def test_a_mask_that_matches_nothing_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("model", ["conv4-batch", "mlp-batch", "conv4-support"])
+@pytest.mark.parametrize("model", ["conv4-support", "mlp-batch"])
 @pytest.mark.parametrize("estimator", ["adjoint", "recompute", "unrolled", "first_order"])
 @pytest.mark.parametrize(("part", "held"), [("head", "body."), ("body", "head.")])
 def test_a_part_is_maml_with_rates_of_zero_elsewhere(
@@ -107,8 +107,8 @@ def paper_task() -> tuple[Problem, Tasks]:
     return Problem(model, "classification"), Tasks(x[0], labels, x[1], labels, torch.zeros(1))
 
 
-def flops(steps: int, **settings: object) -> int:
-    on, tasks = paper_task()
+def flops(steps: int, on: Problem | None = None, **settings: object) -> int:
+    on, tasks = paper_task() if on is None else (on, image_tasks("conv4-batch", 1))
     algorithm = maml(on, **{**SETTINGS, "steps": steps, **settings})
     meta = algorithm.init(on.initial())
     with FlopCounterMode(display=False) as counter:
@@ -116,7 +116,7 @@ def flops(steps: int, **settings: object) -> int:
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("estimator", ["adjoint", "unrolled", "first_order"])
+@pytest.mark.parametrize("estimator", ["adjoint", "first_order"])
 def test_five_steps_of_a_head_cost_what_one_does(estimator: str) -> None:
     """The body runs once over the support; reference, section 2."""
     one, five = (flops(k, adapt="head", estimator=estimator) for k in (1, 5))
@@ -158,11 +158,11 @@ def test_first_order_never_asks_for_a_second_order_graph(
         return plain(*args, **options)
 
     monkeypatch.setattr(torch.autograd, "grad", watched)
-    flops(3, adapt=adapt, estimator="first_order")
+    flops(3, problem("conv4-batch"), adapt=adapt, estimator="first_order")
     assert len(asked) >= 4
     assert not any(asked)
     asked.clear()
-    flops(3, adapt=adapt)  # the control
+    flops(3, problem("conv4-batch"), adapt=adapt)  # the control
     assert any(asked)
 
 

@@ -46,7 +46,8 @@ def norm_parameters(model: nn.Module) -> Iterable[str]:
     """Yield the names of every normalisation's scale and shift."""
     for name, module in model.named_modules():
         if isinstance(module, Norm):
-            yield from (f"{name}.{leaf}" for leaf, _ in module.named_parameters())
+            own = (leaf for leaf, _ in module.named_parameters() if leaf in ("weight", "bias"))
+            yield from (f"{name}.{leaf}" for leaf in own)
 
 
 def set_running(model: nn.Module, batches: Iterable[tuple[dict[str, Tensor], Tensor]]) -> None:

@@ -17,6 +17,7 @@ from metarun.algorithms.cavia import cavia
 from metarun.errors import ConfigError
 from metarun.estimators import estimate
 from metarun.inner import Learner
+from metarun.masks import matched
 from metarun.models.adapters import with_adapters, with_context
 from metarun.problem import Params, Problem
 from metarun.signals import Stop
@@ -104,6 +105,15 @@ def test_without_adapting_them_adapters_change_nothing() -> None:
     assert torch.equal(found.losses, expected.losses)
     shared = {n: found.gradient["params"][n] for n in expected.gradient["params"]}
     assert distance({"params": shared}, expected.gradient) < 1e-12
+
+
+def test_adapters_and_norms_are_told_apart() -> None:
+    on = problem("conv4-batch")
+    own = Problem(with_adapters(on.model, "film", 1), on.kind)
+    norms, added = (matched("algo.adapt", part, own) for part in ("norm", "adapters"))
+    assert {name.rpartition(".")[2] for name in norms} == {"weight", "bias"}
+    assert {name.rpartition(".")[2] for name in added} == {"adapter_scale", "adapter_shift"}
+    assert len(norms) == len(added) == 8
 
 
 def digest(params: Params) -> str:

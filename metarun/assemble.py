@@ -128,7 +128,8 @@ class Experiment:
         for one in tasks.chunks(1):
             start = next(self.algorithm.adapt(meta, one.support_x, one.support_y, 0))
             x = torch.cat([one.support_x[0], one.query_x[0]])
-            batches.append(({name: value[0] for name, value in start.items()}, x))
+            own = {name: value[0] for name, value in start.items() if " " not in name}
+            batches.append((own, x))
         set_running(model, batches)
         use_running(model, True)
         try:

@@ -37,5 +37,6 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def count(meta: Meta) -> int:
-    """Return how many numbers the tensors hold."""
-    return sum(value.numel() for params in meta.values() for value in params.values())
+    """Return how many numbers the tensors hold that training moves."""
+    learned = [params for group, params in meta.items() if group != "frozen"]
+    return sum(value.numel() for params in learned for value in params.values())

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from metarun.inner import Learner, inner_step, leaves, meta_leaves, over_tasks
+from metarun.inner import Learner, inner_step, meta_leaves, over_tasks
 from metarun.problem import Meta, Params, Problem
 from metarun.tasks import Tasks
 
@@ -59,21 +59,32 @@ def query_losses(problem: Problem, params: Params, tasks: Tasks) -> Tensor:
 
 
 def query_gradients(problem: Problem, params: Params, tasks: Tasks) -> tuple[Tensor, Params]:
-    """Return the query losses [T] and the gradient of their mean for every task's parameters.
+    """Return the query losses [T] and the gradient of their mean for what is not constant.
 
     Nothing differentiates it again, and a large query set fills a core by itself: then tasks are
     taken one at a time, so that what one computes stays in the cache.
     """
     if tasks.query_x.is_cuda or tasks.query_x[0].numel() < ALONE:
-        losses = query_losses(problem, params, tasks)
-        return losses, _zip(params, torch.autograd.grad(losses.mean(), list(params.values())))
-    found: list[tuple[Tensor, ...]] = []
+        return _query_gradients(problem, params, tasks)
+    found: list[tuple[Tensor, Params]] = []
     for index in range(len(tasks)):
-        one = leaves({name: value[index : index + 1] for name, value in params.items()})
-        loss = query_losses(problem, one, tasks[index : index + 1])
-        found.append((loss.detach(), *torch.autograd.grad(loss.sum(), list(one.values()))))
-    losses, *grads = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return losses, {name: g / len(tasks) for name, g in zip(params, grads, strict=True)}
+        mine = slice(index, index + 1)
+        one = {
+            name: value.detach()[mine].requires_grad_(value.requires_grad)
+            for name, value in params.items()
+        }
+        loss, pull = _query_gradients(problem, one, tasks[mine])
+        found.append((loss.detach(), pull))
+    losses = torch.cat([loss for loss, _ in found])
+    names = _moving(params)
+    return losses, {n: torch.cat([pull[n] for _, pull in found]) / len(tasks) for n in names}
+
+
+def _query_gradients(problem: Problem, params: Params, tasks: Tasks) -> tuple[Tensor, Params]:
+    losses, given = query_losses(problem, params, tasks), _moving(params)
+    # The query may not use every entry: then nothing pulls at it.
+    grads = torch.autograd.grad(losses.mean(), list(given.values()), materialize_grads=True)
+    return losses, _zip(given, grads)
 
 
 def unrolled(problem: Problem, learner: Learner, steps: int) -> MetaGrad:
@@ -85,7 +96,8 @@ def unrolled(problem: Problem, learner: Learner, steps: int) -> MetaGrad:
     def meta_grad(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
         meta, support = meta_leaves(meta), (tasks.support_x, tasks.support_y)
         with torch.enable_grad():
-            params = learner.start(meta, *support)
+            first = learner.start(meta, *support)
+            params = restart(learner, first) | _moving(first)
             for k in range(steps):
                 params = inner_step(learner, meta, k, params, support, second_order=True)
             losses = query_losses(problem, params, tasks)
@@ -115,29 +127,42 @@ def adjoint(problem: Problem, learner: Learner, steps: int, *, last: int, kept: 
         total = MetaSum(meta)
         with torch.enable_grad():
             first = learner.start(meta, *support)
-            params = leaves(first)
+            params = restart(learner, first)
             trace: list[tuple[Params, Params | None]] = []
             for k in range(steps):
                 exact = k >= steps - last
                 keep = not exact or k >= steps - kept  # a first-order graph is the update's own
                 after = advance(k, params, exact and keep)
                 trace.append((params, after if keep else None))
-                params = leaves(after)
+                params = restart(learner, after)
             losses, pull = query_gradients(problem, params, tasks)
             for k in reversed(range(steps)):
                 before, after = trace.pop()
                 after = after or advance(k, before, True)
                 pull = _through_step(learner, before, after, pull, total)
-            total.add(pull_back(list(first.values()), total.leaves, list(pull.values())))
+            total.add(pull_back([first[n] for n in pull], total.leaves, list(pull.values())))
         return MetaGradient(total.gradient(), losses.detach())
 
     return meta_grad
+
+
+def restart(learner: Learner, params: Params) -> Params:
+    """Return the same values as fresh leaves; a constant that is not adapted stays one."""
+    return {
+        name: value.detach().requires_grad_(value.requires_grad or name in learner.adapted)
+        for name, value in params.items()
+    }
+
+
+def _moving(params: Params) -> Params:
+    return {name: value for name, value in params.items() if value.requires_grad}
 
 
 def _through_step(
     learner: Learner, before: Params, after: Params, pull: Params, total: MetaSum
 ) -> Params:
     """Return the pull on a step's input, given the pull on its output; add the meta part."""
+    before = _moving(before)
     moved = [name for name in after if name in learner.adapted]
     grads = pull_back(
         [after[name] for name in moved],

@@ -89,7 +89,8 @@ def implicit(
         held = {name: value for name, value in params.items() if name not in learner.adapted}
         with torch.enable_grad():
             losses = query_losses(problem, params, tasks)
-            direct = torch.autograd.grad(losses.sum(), [*adapted, *held.values()])
+            given = [*adapted, *held.values()]  # of which the query may not use every one
+            direct = torch.autograd.grad(losses.sum(), given, materialize_grads=True)
             pull = list(direct[: len(adapted)])
             inner = over_tasks(learner.loss, shared=1, count=len(tasks))(meta, params, *support)
             gradient = torch.autograd.grad(inner.sum(), adapted, create_graph=True)

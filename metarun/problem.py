@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from metarun.models.net import Net
 
-Params = dict[str, Tensor]  # named tensors of a model
+Params = dict[str, Tensor]  # named tensors of a model; a name with a space is no parameter of it
 Meta = dict[str, Params]  # what is meta-learned: groups of named tensors
 
 
@@ -54,26 +54,35 @@ class Problem:
 
     def loss(self, params: Params, x: Tensor, y: Tensor) -> Tensor:
         """Return the loss on one set, normalised by its own statistics."""
-        return self.error(functional_call(self._net, params, (x,)), y)
+        return self.error(self._outputs(params, x), y)
+
+    def _outputs(self, params: Params, *inputs: Tensor | int) -> Tensor:
+        own = {name: value for name, value in params.items() if " " not in name}
+        return functional_call(self._net, own, inputs)
 
     def features(self, params: Params, x: Tensor) -> Tensor:
         """Return what the head sees, [B, width]."""
         body = {name[5:]: value for name, value in params.items() if name.startswith("body.")}
         return functional_call(self._net.body, body, (x,))
 
+    def head_loss(self, params: Params, features: Tensor, y: Tensor) -> Tensor:
+        """Return the loss of the head on features [B, width] that the body gave."""
+        head = {name[5:]: value for name, value in params.items() if name.startswith("head.")}
+        return self.error(functional_call(self._net.head, head, (features,)), y)
+
     def predict(self, params: Params, support_x: Tensor, query_x: Tensor) -> Tensor:
         """Return the query's outputs [R, D] under the model's normalisation mode."""
         mode, shots = self.model.bn_mode, support_x.shape[0]
         if mode == "support":
             both = torch.cat([support_x, query_x])
-            return functional_call(self._net, params, (both, shots))[shots:]
+            return self._outputs(params, both, shots)[shots:]
         if mode == "one_by_one":
 
             def alone(x: Tensor) -> Tensor:
-                return functional_call(self._net, params, (torch.cat([support_x, x[None]]),))[-1]
+                return self._outputs(params, torch.cat([support_x, x[None]]))[-1]
 
             return torch.vmap(alone)(query_x)
-        return functional_call(self._net, params, (query_x,))
+        return self._outputs(params, query_x)
 
     def query_loss(
         self, params: Params, support_x: Tensor, query_x: Tensor, query_y: Tensor

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
+from metarun.algorithms.maml import maml as whole_maml
 from metarun.estimators import MetaGradient
 from metarun.models.conv4 import conv4
 from metarun.models.mlp import mlp
@@ -19,6 +21,8 @@ from metarun.tasks import Tasks
 
 DOUBLE = torch.float64
 SMOOTH = dict(bn_mode="transductive", adapt_norm=True, activation="tanh")
+PLAIN = dict(adapt="all", learn="all", rates="none", per_step=False, transform="raw")
+maml = partial(whole_maml, **PLAIN)  # of the whole model, by the given rate
 CONV = dict(filters=4, downsample="stride", spatial="mean")
 
 

@@ -11,13 +11,16 @@ from pydantic import Field
 from torch import Tensor
 
 from metarun.estimators import MetaGrad
-from metarun.inner import Learner, adapt
+from metarun.inner import Learner, adapt, over_tasks
 from metarun.problem import Meta, Params, Problem
+from metarun.rates import Update
 from metarun.tasks import Tasks
 
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 _NOTHING: Mapping[str, tuple[float, ...]] = {}
+
+FEATURES = "support features"  # [T, S, width], held through the inner loop
 
 Adapt = Callable[[Meta, Tensor, Tensor, int], Iterator[Params]]
 Each = Callable[[Meta, Tensor, Tensor, int], list[Iterator[Params]]]
@@ -55,14 +58,12 @@ class MetaAlgorithm(NamedTuple):
 
 
 def plain_start(meta: Meta, support_x: Tensor, support_y: Tensor) -> Params:
-    """Start every task from the shared parameters."""
-    count = support_x.shape[0]
-    return {name: value.expand(count, *value.shape) for name, value in meta["params"].items()}
+    """Start every task from the shared parameters, those that training holds included."""
+    count, params = support_x.shape[0], {**meta["params"], **meta.get("frozen", {})}
+    return {name: value.expand(count, *value.shape) for name, value in params.items()}
 
 
-def plain_learner(
-    problem: Problem, update: Callable[[Meta, int, Params, Params], Params]
-) -> Learner:
+def plain_learner(problem: Problem, update: Update) -> Learner:
     """Return the learner that minimises the support loss from one shared start."""
 
     def loss(meta: Meta, params: Params, x: Tensor, y: Tensor) -> Tensor:
@@ -85,6 +86,30 @@ def spread_starts(params: Params, starts: int, spread: float) -> Params:
         scale = value.std() if value.numel() > 1 else value.abs().sum()
         stacked[name] = value + spread * scale * noise * (starts > 1)
     return stacked
+
+
+def masked_learner(
+    problem: Problem, update: Update, adapted: frozenset[str], *, first_order: bool
+) -> Learner:
+    """Return the learner that moves some parameters only.
+
+    A head alone is adapted on features of the support that the body gives once, before the
+    first step; the query's gradient finds its way back to the body through them, unless inner
+    gradients are constants anyway (`first_order`).
+    """
+    if not all(name.startswith("head.") for name in adapted):
+        return plain_learner(problem, update)._replace(adapted=adapted)
+
+    def start(meta: Meta, support_x: Tensor, support_y: Tensor) -> Params:
+        params = plain_start(meta, support_x, support_y)
+        features = over_tasks(problem.features, shared=0, count=len(support_x))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not first_order):
+            return {**params, FEATURES: features(params, support_x)}
+
+    def loss(meta: Meta, params: Params, x: Tensor, y: Tensor) -> Tensor:
+        return problem.head_loss(params, params[FEATURES], y)
+
+    return Learner(start, loss, update, adapted)
 
 
 def shared_params(params: Params) -> Meta:

@@ -1,30 +1,47 @@
-"""Model-agnostic meta-learning, and its first-order form."""
+"""Model-agnostic meta-learning: of a whole model or a part, by given rates or learned ones."""
 
 from __future__ import annotations
 
-from metarun.algorithms.base import (
-    Count,
-    MetaAlgorithm,
-    Rate,
-    adapting,
-    plain_learner,
-    shared_params,
-)
+from metarun.algorithms.base import Count, MetaAlgorithm, Rate, adapting, masked_learner
 from metarun.estimators import Estimator, estimate
-from metarun.inner import gradient_descent
-from metarun.problem import Problem
+from metarun.masks import Mask, held_back, matched, moved, of_learned
+from metarun.problem import Meta, Params, Problem
+from metarun.rates import InnerRates, Rates, Transform, initial_rates, learned_descent
 
 
-def maml(problem: Problem, *, inner_lr: Rate, steps: Count, estimator: Estimator) -> MetaAlgorithm:
+def maml(
+    problem: Problem,
+    *,
+    inner_lr: Rate,
+    steps: Count,
+    estimator: Estimator,
+    adapt: Mask,
+    learn: Mask,
+    rates: Rates,
+    per_step: bool,
+    transform: Transform,
+) -> MetaAlgorithm:
     """Learn a start from which a few gradient steps solve a task.
 
     Finn et al., 2017, arXiv:1703.03400, algorithms 2 and 3; `estimator=first_order` is FOMAML
-    (section 5.2).
+    (section 5.2). The inner loop moves what `adapt` names and training what `learn` names: the
+    head alone is ANIL (Raghu et al., 2020, arXiv:1909.09157), the body alone BOIL (Oh et al.,
+    2021, arXiv:2008.08882). Rates may be learned with the start, down to one a parameter:
+    Meta-SGD (Li et al., 2017, arXiv:1707.09835).
     """
-    learner = plain_learner(problem, gradient_descent(inner_lr))
+    adapted, learned = moved("algo.adapt", adapt, problem), matched("algo.learn", learn, problem)
+    inner = InnerRates(inner_lr, rates, per_step * steps, transform)
+
+    def init(params: Params) -> Meta:
+        moving = {name: value for name, value in params.items() if name in adapted}
+        return {**held_back(params, learned), **initial_rates(inner, moving)}
+
+    learner = masked_learner(
+        problem, learned_descent(inner), adapted, first_order=estimator == "first_order"
+    )
     return MetaAlgorithm(
-        shared_params,
+        init,
         adapting(learner),
-        estimate(estimator, problem, learner, steps),
-        exact=estimator != "first_order",
+        of_learned(learner, lambda each: estimate(estimator, problem, each, steps)),
+        exact=estimator in ("adjoint", "recompute", "unrolled"),
     )

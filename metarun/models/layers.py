@@ -41,7 +41,7 @@ class Norm(nn.Module):
 
     def __init__(self, channels: int, kind: NormKind, groups: int = 8, eps: float = 1e-5) -> None:
         super().__init__()
-        self.kind, self.eps = kind, eps
+        self.channels, self.kind, self.eps = channels, kind, eps
         self.groups = groups if kind == "group" else 1
         self.frozen = False  # normalise by the stored averages
         self.observed: tuple[Tensor, Tensor] | None = None

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from metarun.models.layers import BatchNormMode, Norm, NormKind
 
+ADAPTER = "adapter_"  # how the names of an adapter's tensors begin, in the layer they adapt
+
 
 class Net(nn.Module):
     """A body [B, *features] -> [B, width] and a head [B, width] -> [B, outputs].
@@ -33,17 +35,19 @@ class Net(nn.Module):
         self.width, self.outputs = width, outputs
         self.bn_mode: BatchNormMode | None = bn_mode if norm == "batch" else None
         self.normalisation = f"batch, {bn_mode}" if norm == "batch" else norm
-        frozen = set() if adapt_norm else set(_norm_parameters(self))
+        frozen = set() if adapt_norm else set(norm_parameters(self))
         self.adapted = frozenset(name for name, _ in self.named_parameters() if name not in frozen)
 
     def forward(self, x: Tensor, reference: int | None = None) -> Tensor:
         return self.head(self.body(x, reference))
 
 
-def _norm_parameters(model: nn.Module) -> Iterable[str]:
+def norm_parameters(model: nn.Module) -> Iterable[str]:
+    """Yield the names of every normalisation's scale and shift."""
     for name, module in model.named_modules():
         if isinstance(module, Norm):
-            yield from (f"{name}.{leaf}" for leaf, _ in module.named_parameters())
+            own = (leaf for leaf, _ in module.named_parameters() if leaf in ("weight", "bias"))
+            yield from (f"{name}.{leaf}" for leaf in own)
 
 
 def set_running(model: nn.Module, batches: Iterable[tuple[dict[str, Tensor], Tensor]]) -> None:

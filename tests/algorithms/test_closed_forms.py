@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracles import DOUBLE, Quadratic, quadratic_tasks
+from oracles import DOUBLE, Quadratic, maml, quadratic_tasks
 from torch import Tensor
 
 from metarun.algorithms.base import plain_learner, plain_start
 from metarun.algorithms.clustered import clustered
 from metarun.algorithms.imaml import imaml
-from metarun.algorithms.maml import maml
 from metarun.estimators import adjoint
 from metarun.implicit import conjugate_gradient, implicit
 from metarun.inner import Learner, gradient_descent

@@ -8,15 +8,19 @@ from typing import Any
 
 import pytest
 import torch
-from oracles import DOUBLE, MODELS, distance, finite_difference, image_tasks, norm, problem
+from oracles import DOUBLE, MODELS, distance, finite_difference, image_tasks, maml, norm, problem
 
+from metarun.algorithms.adapters import adapters
+from metarun.algorithms.alfa import alfa
 from metarun.algorithms.base import MetaAlgorithm
 from metarun.algorithms.baselinepp import baselinepp
+from metarun.algorithms.cavia import cavia
 from metarun.algorithms.centroid import centroid
 from metarun.algorithms.clustered import clustered
 from metarun.algorithms.imaml import imaml
 from metarun.algorithms.logreg import logreg
-from metarun.algorithms.maml import maml
+from metarun.algorithms.mamlpp import mamlpp
+from metarun.algorithms.metacurvature import metacurvature
 from metarun.algorithms.mixture import mixture
 from metarun.algorithms.mmaml import mmaml
 from metarun.algorithms.multi_maml import multi_maml
@@ -59,6 +63,14 @@ MIXED = dict(
 )
 TWICE = dict(cluster_on="body", cluster_steps=2)
 SOLVED = dict(inner_lr=0.05, proximal=10.0, cg_tolerance=0.0, damping=0.0)
+PLUS = dict(
+    rates="tensor",
+    per_step=True,
+    transform="raw",
+    multi_step_until=100,
+    per_step_norm=True,
+    first_order_until=0,
+)
 GRID = [0.05, 0.4]
 COSINES = dict(scale=2.0, many_scale=10.0, lr_grid=GRID)
 CASES = [
@@ -66,6 +78,35 @@ CASES = [
     Case("maml-recompute", maml, {**STEPS, "estimator": "recompute"}, exact=True),
     Case("maml-unrolled", maml, {**STEPS, "estimator": "unrolled"}, exact=True),
     Case("fomaml", maml, {**STEPS, "estimator": "first_order"}, exact=False),
+    *(
+        Case(name, maml, {**STEPS, "estimator": "adjoint", **settings}, exact=True)
+        for name, settings in {
+            "anil": dict(adapt="head"),
+            "boil": dict(adapt="body"),
+            "maml-last-block": dict(adapt="last_block", learn="head"),
+            "metasgd": dict(rates="parameter"),
+            "maml-exp-rates": dict(rates="tensor", per_step=True, transform="exp"),
+            "maml-softplus-rate": dict(rates="global", transform="softplus"),
+        }.items()
+    ),
+    Case("anil-first-order", maml, {**STEPS, "estimator": "first_order", "adapt": "head"}, False),
+    Case("mamlpp", mamlpp, {**STEPS, **PLUS, "estimator": "adjoint"}, exact=True),
+    Case("alfa", alfa, {**STEPS, "estimator": "adjoint", "decay": 0.05}, exact=True),
+    Case("metacurvature", metacurvature, {**STEPS, "estimator": "adjoint"}, exact=True),
+    Case("cavia", cavia, {**STEPS, "estimator": "adjoint", "context": 4}, exact=True),
+    *(
+        Case(
+            f"adapters-{kind}",
+            adapters,
+            {**STEPS, "estimator": "adjoint", "kind": kind, "rank": 2, **masks},
+            exact=True,
+        )
+        for kind, masks in {
+            "film": dict(adapt=["adapters", "head"], learn=["adapters", "head"]),
+            "residual": dict(adapt="adapters", learn="all"),
+            "lora": dict(adapt=["adapters", "head"], learn="all"),
+        }.items()
+    ),
     Case("imaml", imaml, {**SOLVED, "inner_lr": 0.02, "steps": 3, "cg_steps": 1}, exact=False),
     Case("imaml-solved", imaml, {**SOLVED, "steps": 80, "cg_steps": 25}, exact=True),
     Case(
@@ -129,6 +170,13 @@ def by_name(case: Case) -> str:
     return case.name
 
 
+def built(case: Case, model: str) -> tuple[MetaAlgorithm, Meta]:
+    on = problem(model)
+    algorithm = case.build(on)
+    initial = (algorithm.problem or on).initial()
+    return algorithm, map_meta(lambda v: v.to(DOUBLE), algorithm.init(initial))
+
+
 def batch_for(algorithm: MetaAlgorithm, model: str, count: int = 3) -> Tasks:
     tasks = image_tasks(model, count)
     if algorithm.batches == "tasks":
@@ -140,10 +188,8 @@ def batch_for(algorithm: MetaAlgorithm, model: str, count: int = 3) -> Tasks:
 @pytest.mark.parametrize(("case", "model"), PAIRS)
 def test_gradient(case: Case, model: str) -> None:
     """Exact as claimed, the same by loop and by vmap, in any order and in any chunks."""
-    on = problem(model)
-    algorithm = case.build(on)
+    algorithm, meta = built(case, model)
     assert algorithm.meta_grad is not None
-    meta = map_meta(lambda v: v.to(DOUBLE), algorithm.init(on.initial()))
     tasks = batch_for(algorithm, model)
     before = map_meta(torch.clone, meta)
     whole = algorithm.meta_grad(meta, tasks, 0)
@@ -177,12 +223,10 @@ def test_gradient(case: Case, model: str) -> None:
 
 @pytest.mark.parametrize("case", TRAINED, ids=by_name)
 def test_a_bad_task_is_seen_and_does_not_touch_the_others(case: Case) -> None:
-    on = problem("conv4-batch")
-    algorithm = case.build(on)
+    algorithm, meta = built(case, "conv4-batch")
     assert algorithm.meta_grad is not None
     if algorithm.batches == "examples":
         return  # one pool of examples: there are no other tasks to protect
-    meta = map_meta(lambda v: v.to(DOUBLE), algorithm.init(on.initial()))
     tasks = image_tasks("conv4-batch")
     poisoned = tasks.support_x.clone()
     poisoned[1, 0, 0, 0, 0] = float("nan")
@@ -199,7 +243,7 @@ def test_adaptation_uses_the_support_only_and_lowers_its_loss(case: Case) -> Non
     on = problem("conv4-held-norm")
     algorithm = case.build(on)
     judge = algorithm.problem or on
-    meta = map_meta(lambda v: v.to(DOUBLE), algorithm.init(on.initial()))
+    meta = map_meta(lambda v: v.to(DOUBLE), algorithm.init(judge.initial()))
     tasks = image_tasks("conv4-held-norm")
     curve = list(algorithm.adapt(meta, tasks.support_x, tasks.support_y, 5))
     assert len(curve) == 6
@@ -221,16 +265,14 @@ def test_adaptation_uses_the_support_only_and_lowers_its_loss(case: Case) -> Non
     alone = list(algorithm.adapt(meta, tasks.support_x[1:2], tasks.support_y[1:2], 5))
     for name, value in curve[-1].items():
         torch.testing.assert_close(value[1:2], alone[-1][name], rtol=1e-10, atol=1e-12)
-    held = [n for n in curve[0] if n not in on.model.adapted]
+    held = [n for n in curve[0] if n not in judge.model.adapted]
     assert all(torch.equal(curve[0][n], curve[-1][n]) for n in held)
 
 
 @pytest.mark.parametrize("case", TRAINED, ids=by_name)
 def test_training_loss_falls(case: Case) -> None:
-    on = problem("mlp")
-    algorithm = case.build(on)
+    algorithm, meta = built(case, "mlp")
     assert algorithm.meta_grad is not None
-    meta = map_meta(lambda v: v.to(DOUBLE), algorithm.init(on.initial()))
     tasks = batch_for(algorithm, "mlp")
     first = algorithm.meta_grad(meta, tasks, 0)
     for step in range(20):

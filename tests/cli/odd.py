@@ -7,8 +7,9 @@ import signal
 import time
 from typing import Literal
 
-from metarun.algorithms.base import MetaAlgorithm
-from metarun.algorithms.maml import maml
+from metarun.algorithms.base import MetaAlgorithm, adapting, plain_learner, shared_params
+from metarun.estimators import estimate
+from metarun.inner import gradient_descent
 from metarun.problem import Problem
 
 
@@ -17,7 +18,7 @@ def odd(
     *,
     how: Literal["a", "b", "c", "d", "e", "f", "g", "bug", "diverge", "kill", "stop", "wait"],
 ) -> MetaAlgorithm:
-    """Be MAML, or fail in the named way while the run is being built."""
+    """Be first-order MAML, or fail in the named way while the run is being built."""
     if how == "bug":
         raise RuntimeError("as asked for")
     if how == "kill":
@@ -27,4 +28,6 @@ def odd(
     if how == "wait":
         time.sleep(60)
     rate = 1e30 if how == "diverge" else 0.001 * (1 + "abcdefg".find(how))
-    return maml(problem, inner_lr=rate, steps=1, estimator="first_order")
+    learner = plain_learner(problem, gradient_descent(rate))
+    meta_grad = estimate("first_order", problem, learner, 1)
+    return MetaAlgorithm(shared_params, adapting(learner), meta_grad, exact=False)

@@ -18,8 +18,20 @@ from metarun.records import merged, read
 from metarun.report.runs import load
 from metarun.run import run_job
 
-SLOW = [pytest.param(algo, marks=pytest.mark.slow) for algo in ("mmaml", "multi_maml", "r2d2")]
-ALGOS = ("maml", "fomaml", "imaml", "transfer", "scratch", "clustered", "mixture", "tsamaml")
+SLOW = [
+    pytest.param(algo, marks=pytest.mark.slow) for algo in ("mmaml", "multi_maml", "r2d2", "anil")
+]
+ALGOS = (
+    "maml",
+    "fomaml",
+    "imaml",
+    "cavia",
+    "transfer",
+    "scratch",
+    "clustered",
+    "mixture",
+    "tsamaml",
+)
 
 
 def bits(folder: Path) -> str:
@@ -64,10 +76,13 @@ def test_a_run_leaves_everything_behind_and_repeats_to_the_bit(algo: str, tmp_pa
     assert (found["cost"]["flops_per_meta_step"] > 0) is trains
 
 
-RESUMED = ("maml", "clustered", "tsamaml", "transfer")
+RESUMED = [
+    *("maml", "clustered", "tsamaml", "transfer"),
+    *(pytest.param(algo, marks=pytest.mark.slow) for algo in ("mixture", "mamlpp", "cavia")),
+]
 
 
-@pytest.mark.parametrize("algo", [*RESUMED, pytest.param("mixture", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("algo", RESUMED)
 def test_a_run_cut_at_any_checkpoint_ends_in_the_same_bits(algo: str, tmp_path: Path) -> None:
     config = tiny_config(f"algo={algo}", "checkpoints.keep=9")
     assert run_job(config, tmp_path / "whole") == 0

@@ -7,9 +7,8 @@ import time
 
 import pytest
 import torch
-from oracles import distance, image_tasks, problem
+from oracles import distance, image_tasks, maml, problem
 
-from metarun.algorithms.maml import maml
 from metarun.chunks import in_chunks
 from metarun.parallel import Workers
 

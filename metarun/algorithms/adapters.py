@@ -1,0 +1,41 @@
+"""Adapters: small parts added to a model, and MAML on these instead of on the whole."""
+
+from __future__ import annotations
+
+from metarun.algorithms.base import Count, MetaAlgorithm, Rate
+from metarun.algorithms.maml import maml
+from metarun.estimators import Estimator
+from metarun.masks import Mask
+from metarun.models.adapters import AdapterKind, with_adapters
+from metarun.problem import Problem
+
+
+def adapters(
+    problem: Problem,
+    *,
+    inner_lr: Rate,
+    steps: Count,
+    estimator: Estimator,
+    kind: AdapterKind,
+    rank: Count,
+    adapt: Mask,
+    learn: Mask,
+) -> MetaAlgorithm:
+    """Adapt a model by parts that begin as the identity; see `models.adapters.with_adapters`.
+
+    `adapt` and `learn` are masks as for MAML, in which `adapters` names the added parameters:
+    with both at [adapters, head] the body keeps its initial values for good.
+    """
+    own = Problem(with_adapters(problem.model, kind, rank), problem.kind, problem.train_classes)
+    algorithm = maml(
+        own,
+        inner_lr=inner_lr,
+        steps=steps,
+        estimator=estimator,
+        adapt=adapt,
+        learn=learn,
+        rates="none",
+        per_step=False,
+        transform="raw",
+    )
+    return algorithm._replace(problem=own)

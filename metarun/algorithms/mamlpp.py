@@ -1,0 +1,121 @@
+"""MAML++: MAML with what makes it train well, each part with a switch of its own."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+
+from metarun.algorithms.base import Count, MetaAlgorithm, Rate, adapting, plain_learner, plain_start
+from metarun.estimators import MetaGrad, MetaGradient, MetaSum, estimate, query_losses
+from metarun.inner import Learner, inner_step, leaves, meta_leaves
+from metarun.models.net import norm_parameters
+from metarun.problem import Meta, Params, Problem
+from metarun.rates import InnerRates, Rates, Transform, at_step, initial_rates, learned_descent
+from metarun.tasks import Tasks
+
+NORMS = "norms"  # the group of normalisation parameters [K+1, C], a set for each step's result
+FLOOR = 0.03  # of an even share: what an early step's loss keeps while the weights are annealed
+
+
+def mamlpp(
+    problem: Problem,
+    *,
+    inner_lr: Rate,
+    steps: Count,
+    estimator: Literal["adjoint", "recompute", "unrolled", "first_order"],
+    rates: Rates,
+    per_step: bool,
+    transform: Transform,
+    multi_step_until: Annotated[int, Field(ge=0)],
+    per_step_norm: bool,
+    first_order_until: Annotated[int, Field(ge=0)],
+) -> MetaAlgorithm:
+    """Learn a start with the stabilisers of Antoniou et al., 2019, arXiv:1810.09502, section 4.
+
+    Until meta-step `multi_step_until` the objective is a weighted sum of the query losses after
+    every inner step, whose early weights fall (their code's schedule, meta-step by meta-step);
+    until `first_order_until` the inner gradients are constants; with `per_step_norm` each
+    step's result has its own normalisation scale and shift, which no inner loop moves.
+    Everything off is MAML. The published ensemble of five checkpoints is not part of it.
+    """
+    norms = frozenset(norm_parameters(problem.model)) if per_step_norm else frozenset[str]()
+    inner = InnerRates(inner_lr, rates, per_step * steps, transform)
+    descend = learned_descent(inner)
+
+    def init(params: Params) -> Meta:
+        own = {name: value for name, value in params.items() if name not in norms}
+        moving = {name: value for name, value in own.items() if name in problem.model.adapted}
+        stacked = {name: torch.stack([params[name]] * (steps + 1)) for name in sorted(norms)}
+        found = {"params": own, **initial_rates(inner, moving)}
+        return {**found, NORMS: stacked} if norms else found
+
+    def start(meta: Meta, x: torch.Tensor, y: torch.Tensor) -> Params:
+        first = {name: at_step(value, 0) for name, value in meta.get(NORMS, {}).items()}
+        return plain_start({**meta, "params": {**meta["params"], **first}}, x, y)
+
+    def update(meta: Meta, step: int, params: Params, gradient: Params) -> Params:
+        own = {name: value for name, value in params.items() if name not in norms}
+        following = {name: at_step(meta[NORMS][name], step + 1) for name in params if name in norms}
+        return {**descend(meta, step, own, gradient), **following}
+
+    learner = plain_learner(problem, update)._replace(
+        start=start, adapted=problem.model.adapted | norms
+    )
+    last_only: dict[bool, MetaGrad] = {
+        True: estimate("first_order", problem, learner, steps),
+        False: estimate(estimator, problem, learner, steps),
+    }
+
+    def meta_grad(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
+        constant = step < first_order_until
+        if step >= multi_step_until:
+            return last_only[constant](meta, tasks, step)
+        weights = step_weights(steps, step / multi_step_until)
+        second_order = not constant and estimator != "first_order"
+        return multi_step(problem, learner, weights, second_order)(meta, tasks, step)
+
+    exact = estimator != "first_order" and not first_order_until
+    return MetaAlgorithm(init, adapting(learner), meta_grad, exact=exact)
+
+
+def step_weights(steps: int, done: float) -> list[float]:
+    """Return the weight of each inner step's query loss when `done` of the annealing is over.
+
+    They sum to 1: even at first, in the end all but the last at a floor of 3 % of that.
+    """
+    early = max(1 - done, FLOOR) / steps
+    return [early] * (steps - 1) + [1 - early * (steps - 1)]
+
+
+def multi_step(
+    problem: Problem, learner: Learner, weights: list[float], second_order: bool
+) -> MetaGrad:
+    """Differentiate the weighted sum of the query losses after every inner step.
+
+    Antoniou et al., 2019, arXiv:1810.09502, section 4, by one graph of the inner loop. Each
+    query's own graph is gone before the next step: only its pull on the parameters is kept.
+    """
+
+    def meta_grad(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
+        meta, support = meta_leaves(meta), (tasks.support_x, tasks.support_y)
+        reached: list[torch.Tensor] = []
+        pulls: list[torch.Tensor] = []
+        losses: list[torch.Tensor] = []
+        with torch.enable_grad():
+            params = learner.start(meta, *support)
+            for k, weight in enumerate(weights):
+                params = inner_step(learner, meta, k, params, support, second_order=second_order)
+                here = leaves(params)
+                found = query_losses(problem, here, tasks)
+                reached += params.values()
+                given = list(here.values())
+                pulls += torch.autograd.grad(weight * found.mean(), given, materialize_grads=True)
+                losses.append(found.detach())
+            total = MetaSum(meta)
+            total.add(torch.autograd.grad(reached, total.leaves, pulls, allow_unused=True))
+        weighted = sum((w * each for w, each in zip(weights, losses, strict=True)), losses[0] * 0)
+        return MetaGradient(total.gradient(), weighted, {"final_loss": losses[-1]})
+
+    return meta_grad

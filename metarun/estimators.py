@@ -6,17 +6,40 @@ through the inner loop. All take T tasks at once and return means over them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal, NamedTuple
+from zlib import crc32
 
 import torch
+from pydantic import ConfigDict, Field
 from torch import Tensor
 
-from metarun.inner import Learner, inner_step, leaves, meta_leaves, over_tasks
+from metarun.errors import ConfigError
+from metarun.inner import Learner, adapt, inner_step, leaves, meta_leaves, over_tasks
 from metarun.problem import Meta, Params, Problem
 from metarun.tasks import Tasks
 
-Estimator = Literal["adjoint", "recompute", "unrolled", "first_order"]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Truncated:
+    """Differentiate the last few inner steps only; the earlier ones count as first order."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+    last: Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evolution:
+    """Differentiate nothing: compare the query loss at pairs of perturbed meta-parameters."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+    pairs: Annotated[int, Field(ge=1)]  # a task
+    sigma: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+Estimator = Literal["adjoint", "recompute", "unrolled", "first_order"] | Truncated | Evolution
 KEPT = 5  # steps whose graphs the adjoint keeps: typical loops whole, long ones in flat memory
 _NO_FIGURES: dict[str, Tensor] = {}
 _NO_SHIFT: Meta = {}
@@ -35,10 +58,14 @@ MetaGrad = Callable[[Meta, Tasks, int], MetaGradient]  # meta-parameters, tasks,
 
 
 def estimate(estimator: Estimator, problem: Problem, learner: Learner, steps: int) -> MetaGrad:
-    """Return the meta-gradient of adapt-then-query by the named estimator.
+    """Return the meta-gradient of adapt-then-query by the chosen estimator.
 
     The first three are exact and equal: `adjoint` keeps the graphs of the last few steps,
-    `recompute` of one, `unrolled` builds one graph of all.
+    `recompute` of one, `unrolled` builds one graph of all. `first_order` is FOMAML, {last: T} is
+    truncation, {pairs: n, sigma: s} evolution strategies.
+
+    Raises:
+        ConfigError: more steps to differentiate than there are.
     """
     match estimator:
         case "unrolled":
@@ -49,6 +76,20 @@ def estimate(estimator: Estimator, problem: Problem, learner: Learner, steps: in
             return adjoint(problem, learner, steps, last=steps, kept=1)
         case "first_order":
             return adjoint(problem, learner, steps, last=0, kept=0)
+        case Truncated(last=last):
+            if last > steps:
+                raise ConfigError(
+                    f"algo.estimator: {{last: {last}}} is more than algo.steps={steps}; "
+                    f"must be at most {steps}, and adjoint goes through them all"
+                )
+            return adjoint(problem, learner, steps, last=last, kept=KEPT)
+        case Evolution(pairs=pairs, sigma=sigma):
+            return evolution(problem, learner, steps, pairs=pairs, sigma=sigma)
+
+
+def is_exact(estimator: Estimator) -> bool:
+    """Tell whether an estimator gives the gradient of the query loss after adaptation."""
+    return estimator in ("adjoint", "recompute", "unrolled")
 
 
 def query_losses(problem: Problem, params: Params, tasks: Tasks) -> Tensor:
@@ -116,6 +157,51 @@ def adjoint(problem: Problem, learner: Learner, steps: int, *, last: int, kept: 
     return meta_grad
 
 
+def evolution(
+    problem: Problem, learner: Learner, steps: int, *, pairs: int, sigma: float
+) -> MetaGrad:
+    """Estimate the gradient of the loss smoothed by noise of deviation `sigma`, by values alone.
+
+    The mean over antithetic pairs of noise * (J(meta + sigma noise) - J(meta - sigma noise)) /
+    (2 sigma), without fitness shaping, hence unbiased: Song et al., 2020, arXiv:1910.01215,
+    algorithm 3. Both of a pair see the same task. Each task has noise of its own, seeded by the
+    meta-step and by its support, which the run's seed and the task's number decide: it is the
+    same in any chunk and any order. The relative error is about sqrt(numbers / (tasks * pairs)).
+    """
+
+    def objective(meta: Meta, task: Tasks) -> Tensor:
+        support = (task.support_x, task.support_y)
+        params = deque(adapt(learner, meta, *support, steps), maxlen=1)[0]
+        with torch.no_grad():
+            return query_losses(problem, params, task)
+
+    def meta_grad(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
+        meta = {group: {n: v.detach() for n, v in params.items()} for group, params in meta.items()}
+        total, losses = MetaSum(meta), list[Tensor]()
+        for task in tasks.chunks(1):
+            losses.append(objective(meta, task))
+            generator = torch.Generator().manual_seed(_task_seed(task, step))
+            for _ in range(pairs):
+                noise = [_normal(leaf, generator) for leaf in total.leaves]
+                up, down = (objective(total.moved(noise, by), task) for by in (sigma, -sigma))
+                weight = (up - down) / (2 * sigma * pairs * len(tasks))
+                total.add([weight * part for part in noise])
+        return MetaGradient(total.gradient(), torch.cat(losses))
+
+    return meta_grad
+
+
+def _task_seed(task: Tasks, step: int) -> int:
+    seed = crc32(str(step).encode())
+    for tensor in (task.support_x, task.support_y):
+        seed = crc32(tensor.double().cpu().contiguous().numpy().tobytes(), seed)
+    return seed
+
+
+def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, dtype=torch.float64, generator=generator).to(like)
+
+
 def _through_step(
     learner: Learner, before: Params, after: Params, pull: Params, total: MetaSum
 ) -> Params:
@@ -162,8 +248,15 @@ class MetaSum:
                 self.sums[i] = grad if previous is None else previous + grad
 
     def gradient(self) -> Meta:
-        flat = iter(
+        return self._named(
             torch.zeros_like(leaf) if found is None else found.detach()
             for leaf, found in zip(self.leaves, self.sums, strict=True)
         )
+
+    def moved(self, direction: Sequence[Tensor], by: float) -> Meta:
+        """Return the meta-parameters some way along a direction."""
+        return self._named(v + by * d for v, d in zip(self.leaves, direction, strict=True))
+
+    def _named(self, values: Iterable[Tensor]) -> Meta:
+        flat = iter(values)
         return {group: {name: next(flat) for name in params} for group, params in self.meta.items()}

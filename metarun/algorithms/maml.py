@@ -10,7 +10,7 @@ from metarun.algorithms.base import (
     plain_learner,
     shared_params,
 )
-from metarun.estimators import Estimator, estimate
+from metarun.estimators import Estimator, estimate, is_exact
 from metarun.inner import gradient_descent
 from metarun.problem import Problem
 
@@ -26,5 +26,5 @@ def maml(problem: Problem, *, inner_lr: Rate, steps: Count, estimator: Estimator
         shared_params,
         adapting(learner),
         estimate(estimator, problem, learner, steps),
-        exact=estimator != "first_order",
+        exact=is_exact(estimator),
     )

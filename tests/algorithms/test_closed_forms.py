@@ -11,7 +11,8 @@ from metarun.algorithms.base import plain_learner, plain_start
 from metarun.algorithms.clustered import clustered
 from metarun.algorithms.imaml import imaml
 from metarun.algorithms.maml import maml
-from metarun.estimators import adjoint
+from metarun.errors import ConfigError
+from metarun.estimators import Evolution, Truncated, adjoint
 from metarun.implicit import conjugate_gradient, implicit
 from metarun.inner import Learner, gradient_descent
 from metarun.tasks import Tasks
@@ -68,6 +69,39 @@ def test_truncation_differentiates_the_last_steps_only(last: int) -> None:
     found = adjoint(PROBLEM, learner, 5, last=last, kept=2)({"params": PROBLEM.initial()}, TASKS, 0)
     expected = mean(solved(t, last)[1].T @ pull(t, solved(t, 5)[0]) for t in range(len(TASKS)))
     torch.testing.assert_close(found.gradient["params"]["phi"], expected, rtol=1e-13, atol=1e-14)
+
+
+@pytest.mark.parametrize("last", [1, 2, 5])
+def test_truncation_is_a_choice_of_estimator(last: int) -> None:
+    found = gradient(maml(PROBLEM, inner_lr=RATE, steps=5, estimator=Truncated(last=last)))
+    expected = mean(solved(t, last)[1].T @ pull(t, solved(t, 5)[0]) for t in range(len(TASKS)))
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-14)
+
+
+def test_truncation_to_more_steps_than_there_are_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"last: 6.* more than algo.steps=5; must be at most 5"):
+        maml(PROBLEM, inner_lr=RATE, steps=5, estimator=Truncated(last=6))
+
+
+@pytest.mark.parametrize("sigma", [0.01, 30.0])
+def test_evolution_strategies_are_unbiased_at_any_sigma(sigma: int) -> None:
+    """On a quadratic a pair gives (g'e) e exactly, whose mean is g; error sqrt((d+1)/n)."""
+    pairs = 150
+    found = gradient(
+        maml(PROBLEM, inner_lr=RATE, steps=1, estimator=Evolution(pairs=pairs, sigma=sigma))
+    )
+    exact = gradient(maml(PROBLEM, inner_lr=RATE, steps=1, estimator="adjoint"))
+    again = gradient(
+        maml(PROBLEM, inner_lr=RATE, steps=1, estimator=Evolution(pairs=pairs, sigma=1.0))
+    )
+    torch.testing.assert_close(found, again, rtol=1e-8, atol=1e-8)
+    predicted = ((SIZE + 1) / pairs) ** 0.5
+    each = []
+    for t in range(len(TASKS)):
+        phi, contraction = solved(t, 1)
+        each.append((contraction.T @ pull(t, phi)).norm())
+    expected_error = predicted * torch.stack(each).norm() / len(TASKS)
+    assert 0.2 * expected_error < (found - exact).norm() < 2 * expected_error
 
 
 @pytest.mark.parametrize("last", [0, 4])
@@ -195,6 +229,7 @@ def test_conjugate_gradient_stops_at_negative_curvature() -> None:
 FIXED_POINTS = {
     "maml": (0.265246, 0.983951, 0.999973),
     "fomaml": (0.159664, 0.712321, 0.983951),
+    "truncated": (0.265246, 0.824702, 0.991489),  # weights A c^(K+1)
     "imaml": (0.248447, 0.248447, 0.248447),
     "one cluster": (0.265246, 0.983951, 0.999973),
 }
@@ -209,6 +244,7 @@ def test_fixed_point_of_two_tasks(name: str, index: int, steps: int) -> None:
     algorithm = {
         "maml": lambda: maml(scalar, **plain),
         "fomaml": lambda: maml(scalar, **{**plain, "estimator": "first_order"}),
+        "truncated": lambda: maml(scalar, **{**plain, "estimator": Truncated(last=1)}),
         "imaml": lambda: imaml(scalar, **{**IMPLICIT, "proximal": 1.0, "inner_lr": 0.5}),
         "one cluster": lambda: clustered(scalar, **plain, **family),
     }[name]()

@@ -17,6 +17,7 @@ from metarun.algorithms.maml import maml
 from metarun.algorithms.scratch import scratch
 from metarun.algorithms.transfer import transfer
 from metarun.chunks import in_chunks, map_meta
+from metarun.estimators import Evolution, Truncated
 from metarun.problem import Meta, Problem
 from metarun.tasks import Tasks, examples_as_task
 
@@ -43,6 +44,8 @@ CASES = [
     Case("maml-recompute", maml, {**STEPS, "estimator": "recompute"}, exact=True),
     Case("maml-unrolled", maml, {**STEPS, "estimator": "unrolled"}, exact=True),
     Case("fomaml", maml, {**STEPS, "estimator": "first_order"}, exact=False),
+    Case("maml-truncated", maml, {**STEPS, "estimator": Truncated(last=1)}, exact=False),
+    Case("es_maml", maml, {**STEPS, "estimator": Evolution(pairs=3, sigma=0.05)}, exact=False),
     Case("imaml", imaml, {**SOLVED, "inner_lr": 0.02, "steps": 3, "cg_steps": 1}, exact=False),
     Case("imaml-solved", imaml, {**SOLVED, "steps": 80, "cg_steps": 25}, exact=True),
     Case(

@@ -75,7 +75,14 @@ def logs(folder: Path) -> list[Path]:
 
 def inspect(log: Path, *words: str) -> str:
     """Read a log with W&B's own reader."""
-    command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", *words, str(log)]
+    command = [
+        str(Path(sys.executable).with_name("wandb")),
+        "leet",
+        "inspect",
+        "--json",
+        *words,
+        str(log),
+    ]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 

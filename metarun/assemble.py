@@ -17,6 +17,7 @@ from metarun.data.source import Source, Split
 from metarun.errors import ConfigError
 from metarun.evaluate import Scores, evaluate
 from metarun.hardware import Hardware
+from metarun.longloop import observed
 from metarun.models.net import Net, set_running, use_running
 from metarun.parallel import Workers
 from metarun.problem import Meta, Problem
@@ -156,6 +157,9 @@ def assemble(checked: Checked, data_root: Path) -> Experiment:
         )
         algorithm: MetaAlgorithm = _build(checked.parts["algo"], problem)
         problem = algorithm.problem or problem
+    if sections["outer"].diagnose:
+        part = checked.parts["algo"]
+        algorithm = observed(problem, algorithm, part.values, part.name)
     return Experiment(
         seed=checked.seed,
         hardware=hardware,

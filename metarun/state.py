@@ -15,7 +15,10 @@ from metarun.outer import Moments
 from metarun.paths import config_digest, flat
 from metarun.problem import Meta
 
-COUNTERS = ("step", "seconds", "best", "skipped", "skipped_in_a_row", "dropped", "chunk")
+COUNTERS = (
+    *("step", "seconds", "best", "skipped", "skipped_in_a_row", "dropped", "chunk"),
+    *("clipped", "nonfinite"),
+)
 
 
 @dataclass
@@ -31,6 +34,8 @@ class State:
     skipped_in_a_row: int = 0
     dropped: int = 0
     chunk: int | None = None  # found to fit into memory
+    clipped: int = 0  # meta-steps whose gradient was too long
+    nonfinite: int = 0  # meta-steps in which a number was not finite
 
 
 class Vault:

@@ -137,20 +137,25 @@ def adjoint(problem: Problem, learner: Learner, steps: int, *, last: int, kept: 
         total = MetaSum(meta)
         with torch.enable_grad():
             first = learner.start(meta, *support)
-            params = leaves(first)
+            begun = params = leaves(first)
+            early = steps - last
+            for k in range(early):  # one graph, of the updates alone: nothing of it is stored
+                params = advance(k, params, False)
+            reached, params = params, leaves(params) if early else params
             trace: list[tuple[Params, Params | None]] = []
-            for k in range(steps):
-                exact = k >= steps - last
-                keep = not exact or k >= steps - kept  # a first-order graph is the update's own
-                after = advance(k, params, exact and keep)
+            for k in range(early, steps):
+                keep = k >= steps - kept
+                after = advance(k, params, keep)
                 trace.append((params, after if keep else None))
                 params = leaves(after)
             losses = query_losses(problem, params, tasks)
             pull = _zip(params, torch.autograd.grad(losses.mean(), list(params.values())))
-            for k in reversed(range(steps)):
+            for k in reversed(range(early, steps)):
                 before, after = trace.pop()
                 after = after or advance(k, before, True)
                 pull = _through_step(learner, before, after, pull, total)
+            if early:
+                pull = _through_step(learner, begun, reached, pull, total)
             total.add(pull_back(list(first.values()), total.leaves, list(pull.values())))
         return MetaGradient(total.gradient(), losses.detach())
 

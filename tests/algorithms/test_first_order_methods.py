@@ -19,7 +19,7 @@ ON = problem("conv4-none")
 TASKS = image_tasks("conv4-none")
 WALK = dict(inner_lr=0.02, steps=4, batch=5, beta2=0.9)
 PLAIN = dict(lr=1.0, batch=1, schedule="constant", lr_min=0.0, momentum=0.0, eps=1e-8)
-REST = dict(weight_decay=0.0, clip=None, on_divergence="raise", max_skips=0)
+REST = dict(weight_decay=0.0, clip=None, on_divergence="raise", max_skips=0, diagnose=False)
 
 
 def start(algorithm):

@@ -62,7 +62,9 @@ def test_a_run_leaves_everything_behind_and_repeats_to_the_bit(algo: str, tmp_pa
     assert (found["cost"]["flops_per_meta_step"] > 0) is trains
 
 
-@pytest.mark.parametrize("algo", ["maml", "clustered", "transfer"])
+@pytest.mark.parametrize(
+    "algo", ["maml", "clustered", "transfer", pytest.param("reptile", marks=pytest.mark.slow)]
+)
 def test_a_run_cut_at_any_checkpoint_ends_in_the_same_bits(algo: str, tmp_path: Path) -> None:
     config = tiny_config(f"algo={algo}", "checkpoints.keep=9")
     assert run_job(config, tmp_path / "whole") == 0

@@ -17,6 +17,7 @@ from metarun.data.source import Source, Split
 from metarun.errors import ConfigError
 from metarun.evaluate import Scores, evaluate
 from metarun.hardware import Hardware
+from metarun.longloop import observed
 from metarun.models.layers import kernel_blocks, use_kernels
 from metarun.models.net import Net, set_running, use_running
 from metarun.parallel import Workers
@@ -159,6 +160,9 @@ def assemble(checked: Checked, data_root: Path) -> Experiment:
     problem, algorithm = learning(checked, source, hardware)
     hardware = hardware.running(kernel_blocks(problem.model))
     use_kernels(problem.model, hardware.way == "batched")
+    if sections["outer"].diagnose:
+        part = checked.parts["algo"]
+        algorithm = observed(problem, algorithm, part.values, part.name)
     return Experiment(
         seed=checked.seed,
         hardware=hardware,

@@ -17,9 +17,9 @@ import torch
 
 from metarun.assemble import Experiment
 from metarun.chunks import in_chunks, map_meta
-from metarun.estimators import MetaGrad
 from metarun.files import cache_root, write_atomic
 from metarun.hardware import Way
+from metarun.metagradient import MetaGrad
 from metarun.models.layers import use_kernels
 from metarun.problem import Meta
 from metarun.tasks import Tasks

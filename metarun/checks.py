@@ -15,8 +15,8 @@ from torch import Tensor
 from metarun.assemble import Experiment
 from metarun.chunks import in_chunks
 from metarun.errors import MetarunError
-from metarun.estimators import query_losses
 from metarun.inner import leaves, over_tasks
+from metarun.metagradient import query_losses
 from metarun.problem import Meta, Params
 from metarun.tasks import Tasks
 from metarun.trees import TINY, apart, finite_difference, random_like

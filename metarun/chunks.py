@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from metarun.errors import MemoryExhaustedError
-from metarun.estimators import MetaGrad, MetaGradient
+from metarun.metagradient import MetaGrad, MetaGradient
 from metarun.parallel import Workers
 from metarun.problem import Meta
 from metarun.tasks import Tasks

@@ -9,7 +9,7 @@ import torch
 from metarun.algorithms.base import MetaAlgorithm
 from metarun.chunks import in_chunks
 from metarun.errors import DivergedError
-from metarun.estimators import MetaGradient
+from metarun.metagradient import MetaGradient
 from metarun.problem import Meta
 from metarun.tasks import Tasks
 

@@ -6,40 +6,58 @@ through the inner loop. All take T tasks at once and return means over them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
-from torch import Tensor
+from pydantic import ConfigDict, Field
 
-from metarun.inner import Learner, inner_step, meta_leaves, over_tasks
+from metarun.errors import ConfigError
+from metarun.evolution import evolution
+from metarun.inner import Learner, inner_step, meta_leaves
+from metarun.metagradient import (
+    MetaGrad,
+    MetaGradient,
+    MetaSum,
+    moving,
+    pull_back,
+    query_gradients,
+    query_losses,
+)
 from metarun.problem import Meta, Params, Problem
 from metarun.tasks import Tasks
 
-Estimator = Literal["adjoint", "recompute", "unrolled", "first_order"]
-ALONE = 32_000  # numbers in a query set, above which tasks do not gain by company
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Truncated:
+    """Differentiate the last few inner steps only; the earlier ones count as first order."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+    last: Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evolution:
+    """Differentiate nothing: compare the query loss at pairs of perturbed meta-parameters."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+    pairs: Annotated[int, Field(ge=1)]  # a task
+    sigma: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+Estimator = Literal["adjoint", "recompute", "unrolled", "first_order"] | Truncated | Evolution
 KEPT = 5  # steps whose graphs the adjoint keeps: typical loops whole, long ones in flat memory
-_NO_FIGURES: dict[str, Tensor] = {}
-_NO_SHIFT: Meta = {}
-
-
-class MetaGradient(NamedTuple):
-    """A batch's meta-gradient and what was seen on the way."""
-
-    gradient: Meta  # mean over the tasks; groups that are not meta-learned are absent
-    losses: Tensor  # [T] query losses after adaptation
-    figures: dict[str, Tensor] = _NO_FIGURES  # further figures a task, each [T]
-    shift: Meta = _NO_SHIFT  # added to the meta-parameters as it is; state without a gradient
-
-
-MetaGrad = Callable[[Meta, Tasks, int], MetaGradient]  # meta-parameters, tasks, meta-step
 
 
 def estimate(estimator: Estimator, problem: Problem, learner: Learner, steps: int) -> MetaGrad:
-    """Return the meta-gradient of adapt-then-query by the named estimator.
+    """Return the meta-gradient of adapt-then-query by the chosen estimator.
 
     The first three are exact and equal: `adjoint` keeps the graphs of the last few steps,
-    `recompute` of one, `unrolled` builds one graph of all.
+    `recompute` of one, `unrolled` builds one graph of all. `first_order` is FOMAML, {last: T} is
+    truncation, {pairs: n, sigma: s} evolution strategies.
+
+    Raises:
+        ConfigError: more steps to differentiate than there are.
     """
     match estimator:
         case "unrolled":
@@ -50,41 +68,20 @@ def estimate(estimator: Estimator, problem: Problem, learner: Learner, steps: in
             return adjoint(problem, learner, steps, last=steps, kept=1)
         case "first_order":
             return adjoint(problem, learner, steps, last=0, kept=0)
+        case Truncated(last=last):
+            if last > steps:
+                raise ConfigError(
+                    f"algo.estimator: {{last: {last}}} is more than algo.steps={steps}; "
+                    f"must be at most {steps}, and adjoint goes through them all"
+                )
+            return adjoint(problem, learner, steps, last=last, kept=KEPT)
+        case Evolution(pairs=pairs, sigma=sigma):
+            return evolution(problem, learner, steps, pairs=pairs, sigma=sigma)
 
 
-def query_losses(problem: Problem, params: Params, tasks: Tasks) -> Tensor:
-    """Return the query loss of every task under its own parameters, [T]."""
-    lifted = over_tasks(problem.query_loss, shared=0, count=len(tasks))
-    return lifted(params, tasks.support_x, tasks.query_x, tasks.query_y)
-
-
-def query_gradients(problem: Problem, params: Params, tasks: Tasks) -> tuple[Tensor, Params]:
-    """Return the query losses [T] and the gradient of their mean for what is not constant.
-
-    Nothing differentiates it again, and a large query set fills a core by itself: then tasks are
-    taken one at a time, so that what one computes stays in the cache.
-    """
-    if tasks.query_x.is_cuda or tasks.query_x[0].numel() < ALONE:
-        return _query_gradients(problem, params, tasks)
-    found: list[tuple[Tensor, Params]] = []
-    for index in range(len(tasks)):
-        mine = slice(index, index + 1)
-        one = {
-            name: value.detach()[mine].requires_grad_(value.requires_grad)
-            for name, value in params.items()
-        }
-        loss, pull = _query_gradients(problem, one, tasks[mine])
-        found.append((loss.detach(), pull))
-    losses = torch.cat([loss for loss, _ in found])
-    names = _moving(params)
-    return losses, {n: torch.cat([pull[n] for _, pull in found]) / len(tasks) for n in names}
-
-
-def _query_gradients(problem: Problem, params: Params, tasks: Tasks) -> tuple[Tensor, Params]:
-    losses, given = query_losses(problem, params, tasks), _moving(params)
-    # The query may not use every entry: then nothing pulls at it.
-    grads = torch.autograd.grad(losses.mean(), list(given.values()), materialize_grads=True)
-    return losses, _zip(given, grads)
+def is_exact(estimator: Estimator) -> bool:
+    """Tell whether an estimator gives the gradient of the query loss after adaptation."""
+    return estimator in ("adjoint", "recompute", "unrolled")
 
 
 def unrolled(problem: Problem, learner: Learner, steps: int) -> MetaGrad:
@@ -97,7 +94,7 @@ def unrolled(problem: Problem, learner: Learner, steps: int) -> MetaGrad:
         meta, support = meta_leaves(meta), (tasks.support_x, tasks.support_y)
         with torch.enable_grad():
             first = learner.start(meta, *support)
-            params = restart(learner, first) | _moving(first)
+            params = restart(learner, first) | moving(first)
             for k in range(steps):
                 params = inner_step(learner, meta, k, params, support, second_order=True)
             losses = query_losses(problem, params, tasks)
@@ -127,19 +124,24 @@ def adjoint(problem: Problem, learner: Learner, steps: int, *, last: int, kept: 
         total = MetaSum(meta)
         with torch.enable_grad():
             first = learner.start(meta, *support)
-            params = restart(learner, first)
+            begun = params = restart(learner, first)
+            early = steps - last
+            for k in range(early):  # one graph, of the updates alone: nothing of it is stored
+                params = advance(k, params, False)
+            reached, params = params, restart(learner, params) if early else params
             trace: list[tuple[Params, Params | None]] = []
-            for k in range(steps):
-                exact = k >= steps - last
-                keep = not exact or k >= steps - kept  # a first-order graph is the update's own
-                after = advance(k, params, exact and keep)
+            for k in range(early, steps):
+                keep = k >= steps - kept
+                after = advance(k, params, keep)
                 trace.append((params, after if keep else None))
                 params = restart(learner, after)
             losses, pull = query_gradients(problem, params, tasks)
-            for k in reversed(range(steps)):
+            for k in reversed(range(early, steps)):
                 before, after = trace.pop()
                 after = after or advance(k, before, True)
                 pull = _through_step(learner, before, after, pull, total)
+            if early:
+                pull = _through_step(learner, begun, reached, pull, total)
             total.add(pull_back([first[n] for n in pull], total.leaves, list(pull.values())))
         return MetaGradient(total.gradient(), losses.detach())
 
@@ -154,15 +156,11 @@ def restart(learner: Learner, params: Params) -> Params:
     }
 
 
-def _moving(params: Params) -> Params:
-    return {name: value for name, value in params.items() if value.requires_grad}
-
-
 def _through_step(
     learner: Learner, before: Params, after: Params, pull: Params, total: MetaSum
 ) -> Params:
     """Return the pull on a step's input, given the pull on its output; add the meta part."""
-    before = _moving(before)
+    before = moving(before)
     moved = [name for name in after if name in learner.adapted]
     grads = pull_back(
         [after[name] for name in moved],
@@ -177,40 +175,3 @@ def _through_step(
         else:
             back[name] = pull[name] if grad is None else pull[name] + grad
     return back
-
-
-def pull_back(
-    outputs: Sequence[Tensor], inputs: Sequence[Tensor], pulls: Sequence[Tensor]
-) -> list[Tensor | None]:
-    """Return the vector-Jacobian product for each input; None where no output depends on it."""
-    found = [(o, p) for o, p in zip(outputs, pulls, strict=True) if o.requires_grad]
-    if not found:
-        return [None] * len(inputs)
-    outputs, pulls = zip(*found, strict=True)
-    return list(torch.autograd.grad(outputs, inputs, pulls, allow_unused=True))
-
-
-def _zip(params: Params, values: Sequence[Tensor]) -> Params:
-    return dict(zip(params, values, strict=True))
-
-
-class MetaSum:
-    """Sums gradients of the meta-parameters from the places where these act."""
-
-    def __init__(self, meta: Meta) -> None:
-        self.meta = meta
-        self.leaves = [leaf for params in meta.values() for leaf in params.values()]
-        self.sums: list[Tensor | None] = [None] * len(self.leaves)
-
-    def add(self, grads: Sequence[Tensor | None]) -> None:
-        for i, grad in enumerate(grads):
-            if grad is not None:
-                previous = self.sums[i]
-                self.sums[i] = grad if previous is None else previous + grad
-
-    def gradient(self) -> Meta:
-        flat = iter(
-            torch.zeros_like(leaf) if found is None else found.detach()
-            for leaf, found in zip(self.leaves, self.sums, strict=True)
-        )
-        return {group: {name: next(flat) for name in params} for group, params in self.meta.items()}

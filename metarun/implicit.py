@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from metarun.estimators import MetaGrad, MetaGradient, MetaSum, pull_back, query_losses
 from metarun.inner import Learner, adapt, leaves, meta_leaves, over_tasks
+from metarun.metagradient import MetaGrad, MetaGradient, MetaSum, pull_back, query_losses
 from metarun.problem import Meta, Problem
 from metarun.tasks import Tasks
 
 Vector = list[Tensor]  # one [T, ...] tensor a parameter
+Product = Callable[[Vector], Vector]  # of a matrix with a vector, for every task
 
 
 def _dot(a: Vector, b: Vector) -> Tensor:
@@ -32,7 +34,7 @@ def _axpy(scale: Tensor, x: Vector, y: Vector) -> Vector:
 
 
 def conjugate_gradient(
-    product: Callable[[Vector], Vector], target: Vector, steps: int, tolerance: float
+    product: Product, target: Vector, steps: int, tolerance: float
 ) -> tuple[Vector, Tensor]:
     """Solve product(x) = target for every task at once; return x and relative residuals [T].
 
@@ -60,13 +62,35 @@ def conjugate_gradient(
     return solution, (size / norm.clamp_min(torch.finfo(norm.dtype).tiny)).sqrt()
 
 
+def neumann(product: Product, target: Vector, terms: int, centre: float) -> tuple[Vector, Tensor]:
+    """Solve product(x) = target by the series in (1 - matrix / centre); return residuals too.
+
+    x is the sum of terms 0 to `terms`; it converges where all eigenvalues lie between 0 and twice
+    `centre`, and grows without bound elsewhere, which the relative residuals [T] then show.
+    Lorraine et al., 2020, arXiv:1911.02590, equation 5 and algorithm 3.
+    """
+    solution = [part / centre for part in target]
+    left = _minus(target, product(solution))
+    for _ in range(terms):
+        solution = [x + r / centre for x, r in zip(solution, left, strict=True)]
+        left = _minus(target, product(solution))
+    size = _norm(target)
+    return solution, _norm(left) / size.clamp_min(torch.finfo(size.dtype).tiny)
+
+
+def _minus(a: Vector, b: Vector) -> Vector:
+    return [x - y for x, y in zip(a, b, strict=True)]
+
+
 def implicit(
     problem: Problem,
     learner: Learner,
     steps: int,
     *,
+    solver: Literal["cg", "neumann"],
     cg_steps: int,
     cg_tolerance: float,
+    terms: int,
     damping: float,
     proximal: float,
 ) -> MetaGrad:
@@ -74,11 +98,12 @@ def implicit(
 
     At a stationary point of the inner loss f(phi, meta), d phi / d meta is
     -(d2f/dphi2)^-1 d2f/dphi dmeta; the inverse is applied to the query gradient by conjugate
-    gradient on Hessian-vector products from one kept graph, so memory does not grow with the
-    steps. Rajeswaran et al., 2019, arXiv:1909.04630, equations 6 to 8; `damping` is added to
-    the Hessian (their code's hidden 10 is our explicit 0). Two figures a task bound the error:
-    `inner_residual`, the gradient left over relative to the proximal force that ought to cancel
-    it, and `cg_residual`, relative to the query gradient.
+    gradient, or by the Neumann series about the proximal strength, on Hessian-vector products
+    from one kept graph, so memory does not grow with the steps. Rajeswaran et al., 2019,
+    arXiv:1909.04630, equations 6 to 8; `damping` is added to the Hessian (their code's hidden 10
+    is our explicit 0). Two figures a task bound the error: `inner_residual`, the gradient left
+    over relative to the proximal force that ought to cancel it, and `solver_residual`, relative
+    to the query gradient; above 1 the solver has diverged.
     """
 
     def meta_grad(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
@@ -99,7 +124,10 @@ def implicit(
                 image = torch.autograd.grad(gradient, adapted, vector, retain_graph=True)
                 return [h + damping * v for h, v in zip(image, vector, strict=True)]
 
-            solution, residual = conjugate_gradient(product, pull, cg_steps, cg_tolerance)
+            if solver == "cg":
+                solution, residual = conjugate_gradient(product, pull, cg_steps, cg_tolerance)
+            else:
+                solution, residual = neumann(product, pull, terms, proximal + damping)
             scaled = [-part / len(tasks) for part in solution]
             mixed = pull_back(gradient, [*total.leaves, *held.values()], scaled)
             total.add(mixed[: len(total.leaves)])
@@ -114,7 +142,7 @@ def implicit(
         with torch.no_grad():
             begun = learner.start(meta, *support)
             moved = _norm([params[n] - begun[n] for n in params if n in learner.adapted])
-        figures = {"inner_residual": left / (proximal * moved), "cg_residual": residual}
+        figures = {"inner_residual": left / (proximal * moved), "solver_residual": residual}
         return MetaGradient(total.gradient(), losses.detach(), figures)
 
     return meta_grad

@@ -11,8 +11,8 @@ from fnmatch import fnmatchcase
 from torch import Tensor
 
 from metarun.errors import ConfigError
-from metarun.estimators import MetaGrad, MetaGradient
 from metarun.inner import Learner
+from metarun.metagradient import MetaGrad, MetaGradient
 from metarun.models.net import ADAPTER, norm_parameters
 from metarun.nearest import did_you_mean, shown
 from metarun.problem import Meta, Params, Problem

@@ -86,7 +86,12 @@ def outcome(
         "budget": {"unit": experiment.budget.unit, "total": experiment.budget.total},
         "cost": _cost(experiment, state, flops),
         "clusters": families(scores, experiment.source.modes, chosen.steps),
-        "divergence": {"skipped_steps": state.skipped, "dropped_tasks": state.dropped},
+        "divergence": {
+            "skipped_steps": state.skipped,
+            "dropped_tasks": state.dropped,
+            "nonfinite_steps": state.nonfinite,
+            "clipped_steps": state.clipped,
+        },
         "versions": versions(),
         "hardware": experiment.hardware.describe()
         | {"chunk": state.chunk or experiment.tasks_at_once()},

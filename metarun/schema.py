@@ -95,6 +95,9 @@ def describe(annotation: Any) -> str:
         return f"a list, each {describe(arguments[0])}"
     if origin is dict:
         return f"a mapping, each value {describe(arguments[1])}"
+    if hasattr(annotation, "__dataclass_fields__"):
+        within = parameters(annotation).items()
+        return "{" + ", ".join(f"{name}: {describe(p.annotation)}" for name, p in within) + "}"
     return WORDS.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 

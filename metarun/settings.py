@@ -36,6 +36,7 @@ class Outer:
     clip: Rate | None  # largest norm of the meta-gradient
     on_divergence: Literal["raise", "skip_step", "drop_tasks"]
     max_skips: Annotated[int, Field(ge=0)]  # in a row
+    diagnose: bool  # record what the inner loop does to the meta-gradient; adds to the cost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

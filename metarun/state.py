@@ -16,14 +16,8 @@ from metarun.paths import config_digest, flat
 from metarun.problem import Meta
 
 COUNTERS = (
-    "step",
-    "validated",
-    "seconds",
-    "best",
-    "skipped",
-    "skipped_in_a_row",
-    "dropped",
-    "chunk",
+    *("step", "validated", "seconds", "best", "skipped", "skipped_in_a_row"),
+    *("dropped", "chunk", "clipped", "nonfinite"),
 )
 
 
@@ -41,6 +35,8 @@ class State:
     skipped_in_a_row: int = 0
     dropped: int = 0
     chunk: int | None = None  # found to fit into memory
+    clipped: int = 0  # meta-steps whose gradient was too long
+    nonfinite: int = 0  # meta-steps in which a number was not finite
 
 
 class Vault:

@@ -250,7 +250,8 @@ def _group(config: DictConfig, group: str) -> tuple[Any, dict[str, Any]]:
 def _score(folder: Path) -> float | None:
     found = [r for r in records.read(folder) if r["kind"] == "validate"]
     scores = [float(r["accuracy"]["mean"]) for r in found if "accuracy" in r]
-    return max(scores + [-float(r["mse"]["mean"]) for r in found if "mse" in r], default=None)
+    scores += [-float(r["mse"]["mean"]) for r in found if "mse" in r]
+    return max((score for score in scores if score == score), default=None)
 
 
 def _summary(folder: Path, ended: job.Ended) -> str:
@@ -266,7 +267,7 @@ def _result(folder: Path) -> str:
 
     found = manifest.outcome(folder) or {}
     metric, figures = next(iter(found["test"].items()))
-    return f"test {metric} {score(figures['mean'], figures['ci95'], metric)}"
+    return f"test {metric} {score(float(figures['mean']), float(figures['ci95']), metric)}"
 
 
 def _say(sweep: Path, name: str, what: str) -> None:

@@ -13,8 +13,8 @@ from metarun.chunks import in_chunks
 from metarun.clusters import agreement
 from metarun.divergence import diagnose, is_finite, without_bad_tasks
 from metarun.errors import DivergedError
-from metarun.estimators import MetaGradient
 from metarun.evaluate import Scores
+from metarun.metagradient import MetaGradient
 from metarun.outer import OuterOptimizer, clipped, gradient_norm
 from metarun.signals import Stop
 from metarun.state import State
@@ -70,6 +70,7 @@ def train(experiment: Experiment, state: State, log: Log, stop: Stop, flops_a_st
         found, norm = _meta_gradient(experiment, state, tasks, log)
         if found is not None:
             gradient = clipped(found.gradient, norm, experiment.outer.clip)
+            state.clipped += gradient is not found.gradient
             optimizer.step(gradient, found.shift, done)
         state.step += 1
         state.seconds += time.perf_counter() - begun
@@ -149,6 +150,7 @@ def _meta_gradient(
     if is_finite(found, norm):
         state.skipped_in_a_row = 0
         return found, norm
+    state.nonfinite += 1
     what = diagnose(algorithm, state.meta, tasks, found, state.step, experiment.validation.steps)
     figures = {"tasks": what.tasks, "inner_step": what.inner_step, "tensor": what.tensor}
     log.record("diverged", state.step, {"policy": outer.on_divergence, **figures})
@@ -185,11 +187,21 @@ def _take_turn(experiment: Experiment, turn: Turn, state: State) -> None:
 def _figures(
     experiment: Experiment, state: State, found: MetaGradient, norm: Tensor
 ) -> dict[str, Any]:
-    figures = {name: float(value.double().mean()) for name, value in found.figures.items()}
+    figures: dict[str, float] = {}
+    for name, value in found.figures.items():
+        figures |= {name: float(value.double().mean()), **_spread(name, value.double())}
     return {
         "loss": float(found.losses.double().mean()),
         "grad_norm": float(norm),
+        "clipped": state.clipped,
+        "nonfinite": state.nonfinite,
         "seconds": state.seconds,
         "tasks_per_second": state.step * experiment.outer.batch / max(state.seconds, 1e-9),
         **figures,
     }
+
+
+def _spread(name: str, value: Tensor) -> dict[str, float]:
+    """Describe a figure's tail over the tasks, which its mean hides."""
+    found = {"median": value.nanquantile(0.5), "p95": value.nanquantile(0.95), "max": value.max()}
+    return {f"{name}_{what}": float(figure) for what, figure in found.items()}

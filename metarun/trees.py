@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from metarun.chunks import map_meta
-from metarun.estimators import MetaGrad
+from metarun.metagradient import MetaGrad
 from metarun.problem import Meta
 from metarun.tasks import Tasks
 

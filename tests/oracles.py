@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from metarun.algorithms.maml import maml as whole_maml
-from metarun.estimators import MetaGradient
+from metarun.metagradient import MetaGradient
 from metarun.models.conv4 import conv4
 from metarun.models.mlp import mlp
 from metarun.models.net import Net

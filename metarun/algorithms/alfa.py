@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metarun.algorithms.base import Count, MetaAlgorithm, Rate, adapting, plain_learner
-from metarun.estimators import Estimator, estimate
+from metarun.estimators import Estimator, estimate, is_exact
 from metarun.problem import Meta, Params, Problem
 from metarun.rates import at_step
 
@@ -68,5 +68,5 @@ def alfa(
         init,
         adapting(learner),
         estimate(estimator, problem, learner, steps),
-        exact=estimator in ("adjoint", "recompute", "unrolled"),
+        exact=is_exact(estimator),
     )

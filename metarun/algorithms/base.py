@@ -10,8 +10,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metarun.estimators import MetaGrad
 from metarun.inner import Learner, adapt, over_tasks
+from metarun.metagradient import MetaGrad
 from metarun.problem import Meta, Params, Problem
 from metarun.rates import Update
 from metarun.tasks import Tasks

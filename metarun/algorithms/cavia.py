@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from metarun.algorithms.base import Count, MetaAlgorithm, Rate, adapting, plain_learner
-from metarun.estimators import Estimator, estimate
+from metarun.estimators import Estimator, estimate, is_exact
 from metarun.inner import gradient_descent
 from metarun.masks import held_back, of_learned
 from metarun.models.adapters import with_context
@@ -29,6 +29,6 @@ def cavia(
         init,
         adapting(learner),
         of_learned(learner, lambda each: estimate(estimator, own, each, steps)),
-        exact=estimator in ("adjoint", "recompute", "unrolled"),
+        exact=is_exact(estimator),
         problem=own,
     )

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from metarun.algorithms.base import Count, MetaAlgorithm, Rate, adapting
 from metarun.errors import ConfigError
-from metarun.estimators import Estimator, MetaGradient, estimate
+from metarun.estimators import Estimator, estimate, is_exact
 from metarun.inner import Learner, gradient_descent, over_tasks
+from metarun.metagradient import MetaGradient
 from metarun.problem import Meta, Params, Problem
 from metarun.tasks import Tasks
 
@@ -122,7 +123,7 @@ def clustered(
         init,
         adapting(learner(None)),
         meta_grad,
-        exact=estimator != "first_order",
+        exact=is_exact(estimator),
         assign=choose,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -26,14 +26,18 @@ def imaml(
     inner_lr: Rate,
     steps: Count,
     proximal: Rate,
+    solver: Literal["cg", "neumann"],
     cg_steps: Count,
     cg_tolerance: Annotated[float, Field(ge=0)],
+    terms: Annotated[int, Field(ge=0)],
     damping: Annotated[float, Field(ge=0)],
 ) -> MetaAlgorithm:
     """Learn a start that regularised adaptation is pulled back to.
 
     Rajeswaran et al., 2019, arXiv:1909.04630: the inner objective is the support loss plus
     proximal/2 times the squared distance from the start (equation 3), here in every inner step.
+    `solver=neumann` sums `terms` powers of the Hessian beyond the first, which is first order;
+    it needs a Hessian smaller than `proximal`.
     """
     names = problem.model.adapted
 
@@ -46,8 +50,10 @@ def imaml(
         problem,
         learner,
         steps,
+        solver=solver,
         cg_steps=cg_steps,
         cg_tolerance=cg_tolerance,
+        terms=terms,
         damping=damping,
         proximal=proximal,
     )

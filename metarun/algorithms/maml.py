@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from metarun.algorithms.base import Count, MetaAlgorithm, Rate, adapting, masked_learner
-from metarun.estimators import Estimator, estimate
+from metarun.estimators import Estimator, estimate, is_exact
 from metarun.masks import Mask, held_back, matched, moved, of_learned
 from metarun.problem import Meta, Params, Problem
 from metarun.rates import InnerRates, Rates, Transform, initial_rates, learned_descent
@@ -43,5 +43,5 @@ def maml(
         init,
         adapting(learner),
         of_learned(learner, lambda each: estimate(estimator, problem, each, steps)),
-        exact=estimator in ("adjoint", "recompute", "unrolled"),
+        exact=is_exact(estimator),
     )

@@ -8,8 +8,9 @@ import torch
 from pydantic import Field
 
 from metarun.algorithms.base import Count, MetaAlgorithm, Rate, adapting, plain_learner, plain_start
-from metarun.estimators import MetaGrad, MetaGradient, MetaSum, estimate, query_losses
+from metarun.estimators import estimate
 from metarun.inner import Learner, inner_step, leaves, meta_leaves
+from metarun.metagradient import MetaGrad, MetaGradient, MetaSum, query_losses
 from metarun.models.net import norm_parameters
 from metarun.problem import Meta, Params, Problem
 from metarun.rates import InnerRates, Rates, Transform, at_step, initial_rates, learned_descent

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from metarun.algorithms.base import Count, MetaAlgorithm, Rate, adapting, plain_learner
-from metarun.estimators import Estimator, estimate
+from metarun.estimators import Estimator, estimate, is_exact
 from metarun.problem import Meta, Params, Problem
 
 GROUP = "curvature"
@@ -49,7 +49,7 @@ def metacurvature(
         init,
         adapting(learner),
         estimate(estimator, problem, learner, steps),
-        exact=estimator in ("adjoint", "recompute", "unrolled"),
+        exact=is_exact(estimator),
     )
 
 

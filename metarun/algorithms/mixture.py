@@ -24,8 +24,9 @@ from metarun.algorithms.base import (
 )
 from metarun.encoder import set_encoder
 from metarun.errors import ConfigError
-from metarun.estimators import Estimator, MetaGradient, estimate
+from metarun.estimators import Estimator, estimate, is_exact
 from metarun.inner import Learner, adapt, gradient_descent, over_tasks
+from metarun.metagradient import MetaGradient
 from metarun.problem import Meta, Params, Problem
 from metarun.tasks import Tasks
 
@@ -154,7 +155,7 @@ def mixture(
         init,
         adapting(learner(responsible)),
         meta_grad,
-        exact=estimator != "first_order" and (weights == "gate" or starts == 1),
+        exact=is_exact(estimator) and (weights == "gate" or starts == 1),
         assign=assign,
         problem=judge if mixed else None,
         each=each,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from metarun.algorithms.base import Count, MetaAlgorithm, Rate, adapting, plain_start
 from metarun.encoder import set_encoder
 from metarun.errors import ConfigError
-from metarun.estimators import Estimator, estimate
+from metarun.estimators import Estimator, estimate, is_exact
 from metarun.inner import Learner, gradient_descent, over_tasks
 from metarun.models.layers import Norm
 from metarun.models.net import Net
@@ -64,7 +64,7 @@ def mmaml(
         init,
         adapting(learner),
         estimate(estimator, modulated, learner, steps),
-        exact=estimator != "first_order",
+        exact=is_exact(estimator),
         problem=modulated,
     )
 

@@ -15,8 +15,9 @@ from metarun.algorithms.base import (
     spread_starts,
 )
 from metarun.errors import ConfigError
-from metarun.estimators import Estimator, MetaGradient, estimate
+from metarun.estimators import Estimator, estimate, is_exact
 from metarun.inner import Learner, gradient_descent
+from metarun.metagradient import MetaGradient
 from metarun.problem import Meta, Params, Problem
 from metarun.tasks import Tasks
 
@@ -61,5 +62,5 @@ def multi_maml(
         return estimate(estimator, problem, learner(tasks.mode), steps)(meta, tasks, step)
 
     return MetaAlgorithm(
-        init, adapting(learner(0)), meta_grad, exact=estimator != "first_order", oracle=told
+        init, adapting(learner(0)), meta_grad, exact=is_exact(estimator), oracle=told
     )

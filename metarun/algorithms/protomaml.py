@@ -12,7 +12,7 @@ from metarun.algorithms.heads import (
     only_classes,
     starting_with,
 )
-from metarun.estimators import Estimator, estimate
+from metarun.estimators import Estimator, estimate, is_exact
 from metarun.inner import Learner, gradient_descent
 from metarun.problem import Meta, Params, Problem
 
@@ -43,5 +43,5 @@ def protomaml(
         init,
         adapting(learner),
         estimate(estimator, problem, learner, steps),
-        exact=estimator != "first_order",
+        exact=is_exact(estimator),
     )

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from metarun.algorithms.base import MetaAlgorithm, Rate, adapting
 from metarun.algorithms.heads import class_means, unit
 from metarun.algorithms.scratch import chosen_rate_descent, rate_grid
-from metarun.estimators import MetaGrad, MetaGradient
 from metarun.inner import Learner, over_tasks
+from metarun.metagradient import MetaGrad, MetaGradient
 from metarun.problem import Meta, Params, Problem
 from metarun.tasks import Tasks
 

@@ -22,9 +22,10 @@ from metarun.algorithms.base import (
     spread_starts,
 )
 from metarun.errors import ConfigError
-from metarun.estimators import Estimator, MetaGradient, estimate
+from metarun.estimators import Estimator, estimate, is_exact
 from metarun.inner import Learner, adapt, gradient_descent, over_tasks
 from metarun.kmeans import kmeans
+from metarun.metagradient import MetaGradient
 from metarun.problem import Meta, Params, Problem
 from metarun.tasks import Tasks
 
@@ -132,7 +133,7 @@ def tsamaml(
         init,
         ready,
         meta_grad,
-        exact=estimator != "first_order",
+        exact=is_exact(estimator),
         assign=assign,
         each=each,
         turn=Turn(warm_up, tasks, form),

@@ -132,4 +132,10 @@ def use_kernels(model: nn.Module, on: bool) -> None:
 
 
 def _blocks(model: nn.Module) -> list[ConvBlock]:
-    return [m for m in model.modules() if isinstance(m, ConvBlock) and m.slope is not None]
+    blocks = (module for module in model.modules() if isinstance(module, ConvBlock))
+    return [block for block in blocks if block.slope is not None and not _altered(block)]
+
+
+def _altered(block: ConvBlock) -> bool:
+    """Does something, such as an adapter, act on a layer's output, which kernels never show."""
+    return any(layer._forward_hooks for layer in block.modules())  # pyright: ignore[reportPrivateUsage]

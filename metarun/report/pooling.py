@@ -73,18 +73,14 @@ def labels(firsts: Sequence[Run]) -> list[str]:
         differ = [key for key in keys if len({peer.get(key) for peer in peers}) > 1]
         named = [key for key in differ if key.partition(".")[0] not in differ or "." not in key]
         own = settings(run)
+        said = [f"{key.removeprefix('algo.')}={own[key]}" for key in named if key in own]
         oracle = ["(oracle)"] if run.outcome.get("oracle") else []
-        words = [str(run.outcome["algo"]), *(_override(k, own) for k in named), *oracle]
-        names.append(" ".join(words))
+        names.append(" ".join([str(run.outcome["algo"]), *said, *oracle]))
     return names
 
 
 def _method(run: Run) -> str:
     return json.dumps([run.outcome["algo"], settings(run)])
-
-
-def _override(key: str, own: dict[str, str]) -> str:
-    return f"{key.removeprefix('algo.')}={own.get(key, 'unset')}"
 
 
 def _flatten(value: Any, prefix: str) -> dict[str, Any]:

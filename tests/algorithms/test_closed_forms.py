@@ -10,7 +10,9 @@ from torch import Tensor
 from metarun.algorithms.base import plain_learner, plain_start
 from metarun.algorithms.clustered import clustered
 from metarun.algorithms.imaml import imaml
-from metarun.estimators import adjoint
+from metarun.algorithms.reptile import reptile
+from metarun.errors import ConfigError
+from metarun.estimators import Evolution, Truncated, adjoint
 from metarun.implicit import conjugate_gradient, implicit
 from metarun.inner import Learner, gradient_descent
 from metarun.tasks import Tasks
@@ -69,6 +71,39 @@ def test_truncation_differentiates_the_last_steps_only(last: int) -> None:
     torch.testing.assert_close(found.gradient["params"]["phi"], expected, rtol=1e-13, atol=1e-14)
 
 
+@pytest.mark.parametrize("last", [1, 2, 5])
+def test_truncation_is_a_choice_of_estimator(last: int) -> None:
+    found = gradient(maml(PROBLEM, inner_lr=RATE, steps=5, estimator=Truncated(last=last)))
+    expected = mean(solved(t, last)[1].T @ pull(t, solved(t, 5)[0]) for t in range(len(TASKS)))
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-14)
+
+
+def test_truncation_to_more_steps_than_there_are_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"last: 6.* more than algo.steps=5; must be at most 5"):
+        maml(PROBLEM, inner_lr=RATE, steps=5, estimator=Truncated(last=6))
+
+
+@pytest.mark.parametrize("sigma", [0.01, 30.0])
+def test_evolution_strategies_are_unbiased_at_any_sigma(sigma: int) -> None:
+    """On a quadratic a pair gives (g'e) e exactly, whose mean is g; error sqrt((d+1)/n)."""
+    pairs = 150
+    found = gradient(
+        maml(PROBLEM, inner_lr=RATE, steps=1, estimator=Evolution(pairs=pairs, sigma=sigma))
+    )
+    exact = gradient(maml(PROBLEM, inner_lr=RATE, steps=1, estimator="adjoint"))
+    again = gradient(
+        maml(PROBLEM, inner_lr=RATE, steps=1, estimator=Evolution(pairs=pairs, sigma=1.0))
+    )
+    torch.testing.assert_close(found, again, rtol=1e-8, atol=1e-8)
+    predicted = ((SIZE + 1) / pairs) ** 0.5
+    each = []
+    for t in range(len(TASKS)):
+        phi, contraction = solved(t, 1)
+        each.append((contraction.T @ pull(t, phi)).norm())
+    expected_error = predicted * torch.stack(each).norm() / len(TASKS)
+    assert 0.2 * expected_error < (found - exact).norm() < 2 * expected_error
+
+
 @pytest.mark.parametrize("last", [0, 4])
 def test_learned_rates_get_their_gradient(last: int) -> None:
     """Each step's own rate: -<A(phi_k - a), (M^(K-1-k))' B(phi_K - b)>, or with M = I."""
@@ -99,9 +134,8 @@ def test_learned_rates_get_their_gradient(last: int) -> None:
 
 
 STRENGTH = 2.0
-IMPLICIT = dict(
-    inner_lr=RATE, steps=400, proximal=STRENGTH, cg_steps=SIZE, cg_tolerance=0.0, damping=0.0
-)
+SOLVER = dict(solver="cg", cg_steps=SIZE, cg_tolerance=0.0, terms=0, damping=0.0)
+IMPLICIT = dict(inner_lr=RATE, steps=400, proximal=STRENGTH, **SOLVER)
 
 
 def regularised(task: int) -> tuple[Tensor, Tensor]:
@@ -129,7 +163,7 @@ def test_imaml_gives_the_proximal_strength_its_gradient() -> None:
         return PROBLEM.loss(params, x, y) + 0.5 * meta["strength"]["lambda"] * apart
 
     learner = Learner(plain_start, loss, gradient_descent(RATE), PROBLEM.model.adapted)
-    options = dict(cg_steps=SIZE, cg_tolerance=0.0, damping=0.0, proximal=STRENGTH)
+    options = dict(proximal=STRENGTH, **SOLVER)
     meta = {
         "params": PROBLEM.initial(),
         "strength": {"lambda": torch.tensor(STRENGTH, dtype=DOUBLE)},
@@ -142,7 +176,7 @@ def test_imaml_gives_the_proximal_strength_its_gradient() -> None:
     )
     torch.testing.assert_close(found.gradient["strength"]["lambda"], expected)
     assert found.figures["inner_residual"].max() < 1e-12
-    assert found.figures["cg_residual"].max() < 1e-10
+    assert found.figures["solver_residual"].max() < 1e-10
 
 
 def test_imaml_damping_is_added_to_the_hessian() -> None:
@@ -155,6 +189,49 @@ def test_imaml_damping_is_added_to_the_hessian() -> None:
         for t in range(len(TASKS))
     )
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("terms", [0, 1, 5, 20])
+def test_neumann_series(terms: int) -> None:
+    """The sum of (-A/lambda)^j over j from 0 to `terms`, on the query gradient at phi*."""
+    series = {**IMPLICIT, "steps": 100, "solver": "neumann", "terms": terms}
+    found = gradient(imaml(PROBLEM, **series))
+    expected = mean(
+        sum(torch.linalg.matrix_power(-TASKS.support_x[t] / STRENGTH, j) for j in range(terms + 1))
+        @ pull(t, regularised(t)[0])
+        for t in range(len(TASKS))
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_the_neumann_series_converges_by_the_hessian_over_the_strength_a_term() -> None:
+    solved = {**IMPLICIT, "steps": 100}
+    cg = gradient(imaml(PROBLEM, **solved))
+    series = {**solved, "solver": "neumann"}
+    errors = [
+        float((gradient(imaml(PROBLEM, **{**series, "terms": terms})) - cg).norm())
+        for terms in (10, 20)
+    ]
+    ratio = float(torch.linalg.eigvalsh(TASKS.support_x).max()) / STRENGTH
+    assert 0.1 * ratio**10 < errors[1] / errors[0] < 1.01 * ratio**10
+
+
+def test_the_neumann_series_diverges_beyond_the_strength_and_its_residual_says_so() -> None:
+    weak = {**IMPLICIT, "steps": 100, "proximal": 0.5, "solver": "neumann"}
+    largest = torch.linalg.eigvalsh(TASKS.support_x)[:, -1]
+    assert (largest > 0.5).all()
+    meta = {"params": PROBLEM.initial()}
+    residuals, sizes = [], []
+    for terms in (1, 10, 40):
+        found = imaml(PROBLEM, **{**weak, "terms": terms}).meta_grad(meta, TASKS, 0)
+        residuals.append(found.figures["solver_residual"])
+        sizes.append(float(found.gradient["params"]["phi"].norm()))
+    assert (residuals[2] > 1e3).all()
+    assert (residuals[0] < residuals[1]).all()
+    assert (residuals[1] < residuals[2]).all()
+    assert sizes[0] < sizes[1] < sizes[2]
+    solved_anyway = imaml(PROBLEM, **{**weak, "solver": "cg"}).meta_grad(meta, TASKS, 0)
+    assert solved_anyway.figures["solver_residual"].max() < 1e-8
 
 
 def test_conjugate_gradient_is_exact_after_as_many_steps_as_dimensions() -> None:
@@ -189,12 +266,31 @@ def test_conjugate_gradient_stops_at_negative_curvature() -> None:
     torch.testing.assert_close(solution[0][good], exact, rtol=1e-9, atol=1e-10)
 
 
+ROUGH = dict(optimizer="sgd", inner_lr=RATE, batch=SIZE, beta2=0.999)
+ONE_SET = Tasks(  # Reptile joins support and query, and half a matrix is none
+    TASKS.support_x, TASKS.support_y, TASKS.query_x[:, :0], TASKS.query_y[:, :0], TASKS.mode
+)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 10])
+def test_reptile(steps: int) -> None:
+    """The direction is (I - M^K)(theta - a)."""
+    found = gradient(reptile(PROBLEM, **ROUGH, steps=steps), ONE_SET)
+    expected = mean(
+        (EYE - solved(t, steps)[1]) @ (THETA - TASKS.support_y[t]) for t in range(len(TASKS))
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-14)
+
+
 # The end of training on two scalar tasks (algorithms reference, 11.2): curvatures 1 and 0.1,
 # minima 0 and 1, support loss = query loss, inner rate 0.5.
 FIXED_POINTS = {
     "maml": (0.265246, 0.983951, 0.999973),
     "fomaml": (0.159664, 0.712321, 0.983951),
+    "truncated": (0.265246, 0.824702, 0.991489),  # weights A c^(K+1)
     "imaml": (0.248447, 0.248447, 0.248447),
+    "reptile": (0.090909, 0.189310, 0.286558),
+    "neumann": (0.217391, 0.217391, 0.217391),  # proximal 1.25
     "one cluster": (0.265246, 0.983951, 0.999973),
 }
 
@@ -208,12 +304,20 @@ def test_fixed_point_of_two_tasks(name: str, index: int, steps: int) -> None:
     algorithm = {
         "maml": lambda: maml(scalar, **plain),
         "fomaml": lambda: maml(scalar, **{**plain, "estimator": "first_order"}),
+        "truncated": lambda: maml(scalar, **{**plain, "estimator": Truncated(last=1)}),
         "imaml": lambda: imaml(scalar, **{**IMPLICIT, "proximal": 1.0, "inner_lr": 0.5}),
+        "reptile": lambda: reptile(scalar, **{**ROUGH, "inner_lr": 0.5, "steps": steps}),
+        "neumann": lambda: imaml(
+            scalar,
+            **{**IMPLICIT, "proximal": 1.25, "inner_lr": 0.5, "solver": "neumann", "terms": 200},
+        ),
         "one cluster": lambda: clustered(scalar, **plain, **family),
     }[name]()
     x = torch.tensor([1.0, 0.1], dtype=DOUBLE).view(2, 1, 1)
     y = torch.tensor([[0.0], [1.0]], dtype=DOUBLE)
     tasks = Tasks(x, y, x, y, torch.zeros(2, dtype=torch.long))
+    if name == "reptile":
+        tasks = Tasks(x, y, x[:, :0], y[:, :0], tasks.mode)
     meta = algorithm.init({"phi": torch.tensor([0.5], dtype=DOUBLE)})
     found = [
         algorithm.meta_grad({**meta, "params": {"phi": torch.full_like(start, at)}}, tasks, 0)

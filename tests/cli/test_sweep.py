@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +10,10 @@ from pathlib import Path
 import pytest
 from sweeps import ODD, TINY, odd_environment, only, ran, results
 
-from metarun import cli, manifest
+from metarun import cli, job, manifest, sweep
 from metarun.compose import compose, parse, quoted
 from metarun.job import state_of
+from metarun.report.words import DASH
 from metarun.sweep import job_name, sweep_name
 
 # names ------------------------------------------------------------------------------------
@@ -100,6 +102,13 @@ def test_jobs_of_a_grid() -> None:
     ]
     assert len(compose(parse(["search=grid"])).jobs) == 9
     assert len(compose(parse(["search=grid", "outer.lr=0.5"])).jobs) == 3
+
+
+def test_a_test_that_diverged_is_a_dash_in_the_sweep_s_log(tmp_path: Path) -> None:
+    outcome = {"status": "done", "test": {"mse": {"mean": "NaN", "ci95": "Infinity"}}}
+    (tmp_path / "outcome.json").write_text(json.dumps(outcome))
+    ended = job.Ended("done", 0, "", 61.0)
+    assert sweep._summary(tmp_path, ended) == f"done: test mse {DASH}, 61 s"
 
 
 def test_states() -> None:

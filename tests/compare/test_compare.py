@@ -141,6 +141,17 @@ def test_another_option_of_a_group_stands_for_all_its_keys(make_run):
     assert {e.label for e in section.entries} == {"maml model=conv4", "maml model=mlp"}
 
 
+def test_a_setting_that_a_run_does_not_have_is_not_said_of_it(make_run):
+    algo = {"_target_": "metarun.algorithms.maml.maml", "inner_lr": 0.4}
+    runs = [
+        make_run(str(number), config={"algo": algo | {"estimator": estimator}})
+        for number, estimator in enumerate(["adjoint", {"last": 1}, {"last": 2}])
+    ]
+    (section,) = compared(*runs).sections
+    said = {"maml estimator=adjoint", "maml estimator.last=1", "maml estimator.last=2"}
+    assert {e.label for e in section.entries} == said
+
+
 def test_seed_name_and_hardware_do_not_name_methods(make_run):
     runs = [
         make_run("a", config={"hardware": {"threads": 1, "dtype": "float32"}, "name": "a"}),

@@ -12,7 +12,7 @@ from tiny import Log, tiny
 from metarun.assemble import Experiment
 from metarun.chunks import in_chunks, map_meta
 from metarun.errors import DivergedError, MemoryExhaustedError
-from metarun.estimators import MetaGradient
+from metarun.metagradient import MetaGradient
 from metarun.problem import Meta
 from metarun.signals import Stop
 from metarun.state import State
@@ -87,6 +87,7 @@ def test_a_skipped_step_leaves_the_state_and_is_counted() -> None:
     experiment = poisoned(tiny("outer.on_divergence=skip_step"), "query_x", {3, 4})
     state = train(experiment, State(experiment.initial()), Log(), Stop(), 0.0)
     assert (state.step, state.skipped, state.skipped_in_a_row) == (12, 2, 0)
+    assert (state.nonfinite, state.clipped) == (2, 0)
 
 
 def test_too_many_skips_in_a_row_end_the_run() -> None:

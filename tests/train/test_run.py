@@ -78,7 +78,7 @@ def test_a_run_leaves_everything_behind_and_repeats_to_the_bit(algo: str, tmp_pa
 
 RESUMED = [
     *("maml", "clustered", "tsamaml", "transfer"),
-    *(pytest.param(algo, marks=pytest.mark.slow) for algo in ("mixture", "mamlpp", "cavia")),
+    *(pytest.param(a, marks=pytest.mark.slow) for a in ("mixture", "mamlpp", "cavia", "reptile")),
 ]
 
 

@@ -1,0 +1,44 @@
+"""Peak memory against inner steps: flat where it is said to be, linear where it is not."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[2] / "docs"
+_spec = importlib.util.spec_from_file_location("memory_figure", DOCS / "memory.py")
+assert _spec is not None
+assert _spec.loader is not None
+memory = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(memory)
+
+
+def check(method: str, peaks: dict[int, int], parameters: int) -> None:
+    low, middle, high = (peaks[k] for k in (1, 16, 64))
+    if method in ("implicit", "first_order"):
+        assert middle == pytest.approx(low, rel=0.05)
+        assert high == pytest.approx(low, rel=0.05)
+    elif method == "recompute":  # one set of parameters a step, and nothing else
+        assert middle - 15 * parameters == pytest.approx(low, rel=0.05)
+        assert high - 63 * parameters == pytest.approx(low, rel=0.05)
+    else:
+        assert (high - middle) / 48 == pytest.approx((middle - low) / 15, rel=0.05)
+        assert (high - middle) / 48 > 3 * parameters
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["unrolled", "recompute", "implicit"])
+def test_peak_memory_of_a_meta_gradient(method: str) -> None:
+    found = {steps: memory.measure(method, steps) for steps in (1, 16, 64)}
+    peaks = {steps: one["peak_bytes"] for steps, one in found.items()}
+    check(method, peaks, found[1]["parameter_bytes"])
+
+
+@pytest.mark.parametrize("method", ["unrolled", "recompute", "implicit", "first_order"])
+def test_the_documented_numbers_say_the_same(method: str) -> None:
+    stored = json.loads((DOCS / "memory.json").read_text())
+    peaks = {int(steps): peak for steps, peak in stored["peak_bytes"][method].items()}
+    check(method, peaks, stored["parameter_bytes"])

@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+from metarun.inner import Learner, adapt
+from metarun.metagradient import MetaGrad, MetaGradient, MetaSum, query_losses
+from metarun.problem import Meta, Problem
+from metarun.tasks import Tasks
+
 
 def evolution(
     problem: Problem, learner: Learner, steps: int, *, pairs: int, sigma: float

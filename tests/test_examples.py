@@ -85,8 +85,7 @@ def test_an_outsiders_algorithm_runs_resumes_and_is_compared(tmp_path: Path) -> 
 def test_the_outsiders_algorithm_is_maml_without_decay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(OUTSIDER))
     from anchored import anchored
-
-    from metarun.algorithms.maml import maml
+    from oracles import maml
 
     on, tasks = oracles.problem("mlp"), oracles.image_tasks("mlp")
     settings = dict(inner_lr=0.1, steps=3, estimator="adjoint")

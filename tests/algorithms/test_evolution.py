@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracles import DOUBLE, image_tasks, norm, problem
+from oracles import DOUBLE, image_tasks, maml, norm, problem
 
 from metarun.algorithms.base import MetaAlgorithm
-from metarun.algorithms.maml import maml
 from metarun.chunks import in_chunks, map_meta
 from metarun.estimators import Estimator, Evolution
 from metarun.problem import Meta

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracles import DOUBLE, Quadratic, quadratic_tasks
+from oracles import DOUBLE, Quadratic, maml, quadratic_tasks
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 
@@ -15,7 +15,6 @@ from tiny import Log, tiny
 
 from metarun.algorithms.base import MetaAlgorithm
 from metarun.algorithms.imaml import imaml
-from metarun.algorithms.maml import maml
 from metarun.errors import ConfigError
 from metarun.longloop import largest_curvature, observed
 from metarun.signals import Stop

@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from oracles import DOUBLE, Quadratic, distance, image_tasks, norm, problem, quadratic_tasks
+from oracles import DOUBLE, Quadratic, distance, image_tasks, maml, norm, problem, quadratic_tasks
 from torch import Tensor
 from torch.func import functional_call
 
 from metarun.algorithms.base import MetaAlgorithm
 from metarun.algorithms.clustered import clustered
-from metarun.algorithms.maml import maml
 from metarun.algorithms.mixture import mixture, restarted
 from metarun.algorithms.mmaml import FILM, channels, folded, mmaml
 from metarun.algorithms.multi_maml import multi_maml

@@ -9,12 +9,12 @@ from typing import Any
 import oracles
 import pytest
 import torch
+from oracles import maml
 from tiny import tiny
 
 from metarun import verify
 from metarun.algorithms.baselinepp import baselinepp
 from metarun.algorithms.clustered import clustered
-from metarun.algorithms.maml import maml
 from metarun.algorithms.protomaml import protomaml
 from metarun.algorithms.protonet import protonet
 from metarun.algorithms.r2d2 import r2d2

@@ -69,14 +69,23 @@ def estimate(estimator: Estimator, problem: Problem, learner: Learner, steps: in
         case "first_order":
             return adjoint(problem, learner, steps, last=0, kept=0)
         case Truncated(last=last):
-            if last > steps:
-                raise ConfigError(
-                    f"algo.estimator: {{last: {last}}} is more than algo.steps={steps}; "
-                    f"must be at most {steps}, and adjoint goes through them all"
-                )
+            check_estimator(estimator, steps)
             return adjoint(problem, learner, steps, last=last, kept=KEPT)
         case Evolution(pairs=pairs, sigma=sigma):
             return evolution(problem, learner, steps, pairs=pairs, sigma=sigma)
+
+
+def check_estimator(estimator: Estimator, steps: int) -> None:
+    """Refuse what `estimate` would, for families that call it in every meta-step only.
+
+    Raises:
+        ConfigError: more steps to differentiate than there are.
+    """
+    if isinstance(estimator, Truncated) and estimator.last > steps:
+        raise ConfigError(
+            f"algo.estimator: {{last: {estimator.last}}} is more than algo.steps={steps}; "
+            f"must be at most {steps}, and adjoint goes through them all"
+        )
 
 
 def is_exact(estimator: Estimator) -> bool:

@@ -95,10 +95,11 @@ def of_learned(learner: Learner, build: Callable[[Learner], MetaGrad]) -> MetaGr
 
     No estimator sees that group, so that none spends an operation on its gradient.
     """
+    whole = build(learner)
 
     def meta_grad(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
         if "frozen" not in meta:
-            return build(learner)(meta, tasks, step)
+            return whole(meta, tasks, step)
         learned = {group: params for group, params in meta.items() if group != "frozen"}
 
         def start(learned: Meta, x: Tensor, y: Tensor) -> Params:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from metarun.algorithms.base import Count, MetaAlgorithm, Rate, adapting
 from metarun.errors import ConfigError
-from metarun.estimators import Estimator, estimate, is_exact
+from metarun.estimators import Estimator, check_estimator, estimate, is_exact
 from metarun.inner import Learner, gradient_descent, over_tasks
 from metarun.metagradient import MetaGradient
 from metarun.problem import Meta, Params, Problem
@@ -119,6 +119,7 @@ def clustered(
         }
         return found._replace(gradient={"params": gradient}, shift={"balance": shift})
 
+    check_estimator(estimator, steps)
     return MetaAlgorithm(
         init,
         adapting(learner(None)),

@@ -24,7 +24,7 @@ from metarun.algorithms.base import (
 )
 from metarun.encoder import set_encoder
 from metarun.errors import ConfigError
-from metarun.estimators import Estimator, estimate, is_exact
+from metarun.estimators import Estimator, check_estimator, estimate, is_exact
 from metarun.inner import Learner, adapt, gradient_descent, over_tasks
 from metarun.metagradient import MetaGradient
 from metarun.problem import Meta, Params, Problem
@@ -151,6 +151,7 @@ def mixture(
 
         return [alone(which) for which in range(starts)]
 
+    check_estimator(estimator, steps)
     return MetaAlgorithm(
         init,
         adapting(learner(responsible)),

@@ -15,7 +15,7 @@ from metarun.algorithms.base import (
     spread_starts,
 )
 from metarun.errors import ConfigError
-from metarun.estimators import Estimator, estimate, is_exact
+from metarun.estimators import Estimator, check_estimator, estimate, is_exact
 from metarun.inner import Learner, gradient_descent
 from metarun.metagradient import MetaGradient
 from metarun.problem import Meta, Params, Problem
@@ -61,6 +61,7 @@ def multi_maml(
         told(tasks.mode)
         return estimate(estimator, problem, learner(tasks.mode), steps)(meta, tasks, step)
 
+    check_estimator(estimator, steps)
     return MetaAlgorithm(
         init, adapting(learner(0)), meta_grad, exact=is_exact(estimator), oracle=told
     )

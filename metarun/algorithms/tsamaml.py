@@ -22,7 +22,7 @@ from metarun.algorithms.base import (
     spread_starts,
 )
 from metarun.errors import ConfigError
-from metarun.estimators import Estimator, estimate, is_exact
+from metarun.estimators import Estimator, check_estimator, estimate, is_exact
 from metarun.inner import Learner, adapt, gradient_descent, over_tasks
 from metarun.kmeans import kmeans
 from metarun.metagradient import MetaGradient
@@ -129,6 +129,7 @@ def tsamaml(
         numbers = [torch.full((len(x),), which, device=x.device) for which in range(starts)]
         return [adapt(learner(n) if begun(meta) else first, meta, x, y, count) for n in numbers]
 
+    check_estimator(estimator, steps)
     return MetaAlgorithm(
         init,
         ready,

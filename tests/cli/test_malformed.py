@@ -40,7 +40,7 @@ CASES = {
     # misspelt
     "group": Case(("algos=maml",), ("algos: no such setting (did you mean algo?)",)),
     "option": Case(("hardware=gpuu",), ("hardware=gpuu", "did you mean gpu?", "auto, cpu")),
-    "algorithm": Case(("algo=mmal",), ("algo=mmal", "did you mean maml?", "fomaml, imaml")),
+    "algorithm": Case(("algo=mmal",), ("algo=mmal", "did you mean mmaml?", "fomaml, imaml")),
     "dataset": Case(("dataset=omniglott",), ("dataset=omniglott", "mean omniglot?", "glyphs")),
     "model": Case(("model=conv",), ("model=conv", "did you mean conv4?", "mlp, ")),
     # wrong type

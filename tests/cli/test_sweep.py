@@ -136,7 +136,7 @@ def test_the_manifest_survives_a_torn_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["-m", "algo=maml,mmal"], "algo=mmal: no such option (did you mean maml?)"),
+        (["-m", "algo=maml,mmal"], "algo=mmal: no such option (did you mean mmaml?)"),
         (["-m", "algo=maml,scratch", "algo.steps=2"], "algo.steps: no such setting; algo=scratch"),
         (["-m", "seed=0,1", "launch.workers=0"], "launch.workers: 0 is not allowed"),
         (["-m", "seed=0,1", "~launch"], "launch: missing"),

@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from metarun import console
 from metarun.assemble import Experiment
 from metarun.chunks import in_chunks, map_meta
+from metarun.compiled import NotCompiledError, compiled
 from metarun.files import cache_root, write_atomic
 from metarun.hardware import Way
 from metarun.metagradient import MetaGrad
@@ -39,6 +41,7 @@ class Choice(NamedTuple):
     difference: float
     tolerance: float
     seconds: dict[str, float]  # of a meta-step, by way and chunk, where they were measured
+    compiled: str  # yes, or why not
 
     def describe(self) -> dict[str, Any]:
         """Return what goes into the records."""
@@ -58,12 +61,27 @@ def settle(experiment: Experiment, meta: Meta) -> tuple[Experiment, Choice | Non
     if experiment.hardware.batching == "tune":
         way, chunk, reason, seconds = _tuned(experiment, meta)
     chosen = _with(experiment, way, chunk)
+    chosen, graph = _compiled(chosen, meta_grad, meta)
     difference, tolerance = _difference(chosen, meta_grad, meta)
     if difference > tolerance:
         reason = f"the meta-gradient by {way} is {difference:.1e} from the loop's"
-        way, chunk = "loop", 1
+        way, chunk, graph = "loop", 1, "not asked for"
         chosen = _with(experiment, way, chunk)
-    return chosen, Choice(way, chunk, reason, difference, tolerance, seconds)
+        console.warn(f"hardware.batching: {reason}; running the plain loop")
+    return chosen, Choice(way, chunk, reason, difference, tolerance, seconds, graph)
+
+
+def _compiled(experiment: Experiment, meta_grad: MetaGrad, meta: Meta) -> tuple[Experiment, str]:
+    """Return the experiment with its meta-step as one graph, where that is asked for and can be."""
+    if not experiment.hardware.compile:
+        return experiment, "not asked for"
+    tasks = experiment.batch(0)[: experiment.tasks_at_once()]
+    try:
+        fast = compiled(meta_grad, meta, tasks)
+    except NotCompiledError as error:
+        console.warn(f"hardware.compile: {error}; running it as it is")
+        return experiment, str(error)
+    return replace(experiment, algorithm=experiment.algorithm._replace(meta_grad=fast)), "yes"
 
 
 def _with(experiment: Experiment, way: Way, chunk: int) -> Experiment:
@@ -77,8 +95,11 @@ def _difference(experiment: Experiment, meta_grad: MetaGrad, meta: Meta) -> tupl
     Long inner loops amplify rounding, so the loop itself is asked how much: it runs once more
     from a start whose numbers are off by a rounding error.
     """
-    tasks = experiment.batch(0)[:CHECKED]
-    found = meta_grad(meta, tasks, 0).gradient
+    running = experiment.algorithm.meta_grad
+    assert running is not None
+    count = experiment.tasks_at_once() if experiment.hardware.compile else CHECKED
+    tasks = experiment.batch(0)[:count]
+    found = running(meta, tasks, 0).gradient
     model, way = experiment.problem.model, experiment.hardware.way
     use_kernels(model, False)
     plain = in_chunks(meta_grad, meta, tasks, 0, 1)[0].gradient

@@ -32,6 +32,7 @@ class Hardware:
     batching: Batching  # as asked for
     chunk: int | None  # tasks at once, as asked for
     cores: int  # of the CPU, to be used in all
+    compile: bool = False  # make one graph of the meta-step
     way: Way = "vmap"  # how a batch of tasks is run; see `running`
     reason: str = ""
 
@@ -104,6 +105,7 @@ def hardware(
     threads: Annotated[int, Field(ge=1)] | None,
     batching: Batching,
     chunk: Annotated[int, Field(ge=1)] | None,
+    compile: bool,
 ) -> Hardware:
     """Resolve the choices on this machine.
 
@@ -134,6 +136,7 @@ def hardware(
         batching=batching,
         chunk=chunk,
         cores=cores,
+        compile=compile,
     )
 
 

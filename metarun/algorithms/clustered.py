@@ -8,7 +8,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 from torch.func import grad
-from torch.nn import functional as F
 
 from metarun.algorithms.base import Count, MetaAlgorithm, Rate, adapting
 from metarun.errors import ConfigError
@@ -95,7 +94,8 @@ def clustered(
             lifted = over_tasks(scores, shared=1, count=len(tasks))
             found = lifted(meta, tasks.support_x, tasks.support_y) + meta["balance"]["bias"]
             chosen = found.argmin(1)
-            share = F.one_hot(chosen, starts).to(found.dtype).mean(0)
+            share = (chosen[:, None] == torch.arange(starts, device=chosen.device)).to(found)
+            share = share.mean(0)
         return chosen, {"bias": balance * (share - 1 / starts)}
 
     def loss(meta: Meta, params: Params, x: Tensor, y: Tensor) -> Tensor:

@@ -1,0 +1,161 @@
+"""How a batch of tasks is run: every way gives the loop's gradient, and a wrong one is not used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny, tiny_config
+
+from metarun import batching
+from metarun.assemble import Experiment, assemble
+from metarun.batching import settle
+from metarun.compiled import NotCompiledError, compiled
+from metarun.config import check, compose_job
+from metarun.errors import ConfigError
+from metarun.kernels.build import why_not
+from metarun.metagradient import MetaGrad, MetaGradient
+from metarun.problem import Meta
+from metarun.records import read
+from metarun.run import run_job
+from metarun.tasks import Tasks
+
+KERNELS = pytest.mark.skipif(bool(why_not()), reason=why_not() or "there are kernels")
+IMAGES = (
+    "dataset=glyphs",
+    "model.filters=16",
+    "outer.batch=4",
+    "task.queries=2",
+    "hardware=cpu",
+    "hardware.threads=1",
+)
+
+
+def images(*overrides: str) -> Experiment:
+    return assemble(check(compose_job([*IMAGES, *overrides])), Path("no-data-needed"))
+
+
+def gradient(experiment: Experiment, meta: Meta) -> Meta:
+    assert experiment.algorithm.meta_grad is not None
+    return experiment.algorithm.meta_grad(meta, experiment.batch(0), 0).gradient
+
+
+@KERNELS
+@pytest.mark.parametrize("algo", ["maml", "imaml", "anil", "protomaml"])
+def test_auto_takes_the_kernels_and_agrees_with_the_loop(algo: str) -> None:
+    fast, plain = images(f"algo={algo}"), images(f"algo={algo}", "hardware.batching=loop")
+    meta = plain.initial()
+    settled, choice = settle(fast, meta)
+    assert choice is not None
+    assert (choice.way, settled.hardware.way) == ("batched", "batched")
+    assert choice.difference <= choice.tolerance
+    assert choice.difference > 0, "the kernels were not used: floats never agree to the last bit"
+    assert settle(plain, meta)[1].way == "loop"
+    apart = batching._apart(gradient(settled, meta), gradient(plain, meta))
+    assert apart <= 30 * choice.tolerance
+
+
+def test_without_a_compiler_torch_does_the_work(monkeypatch) -> None:
+    monkeypatch.setattr("metarun.hardware.why_not", lambda: "there is no C compiler")
+    found = images("algo=maml")
+    assert found.hardware.way == "vmap"
+    assert found.hardware.reason == "there is no C compiler"
+    with pytest.raises(ConfigError, match=r"hardware\.batching=batched: there is no C compiler"):
+        images("algo=maml", "hardware.batching=batched")
+
+
+def test_kernels_are_not_for_what_they_do_not_know() -> None:
+    for words in (["model.norm=group"], ["model.activation=tanh"], ["algo=adapters"]):
+        assert images(*words).hardware.way == "vmap", words
+    with pytest.raises(ConfigError, match=r"hardware\.batching=batched: .*use hardware"):
+        images("model.norm=layer", "hardware.batching=batched")
+
+
+def wrong(meta_grad: MetaGrad) -> MetaGrad:
+    """Return a meta-gradient that mixes the tasks of a batch up."""
+
+    def mixing(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
+        found = meta_grad(meta, tasks, step)
+        by = 1.01 if len(tasks) > 1 else 1.0
+        grown = {g: {n: v * by for n, v in params.items()} for g, params in found.gradient.items()}
+        return found._replace(gradient=grown)
+
+    return mixing
+
+
+def test_a_way_that_is_not_the_loop_s_is_refused(capsys) -> None:
+    experiment = tiny("algo=maml")
+    algorithm = experiment.algorithm
+    assert algorithm.meta_grad is not None
+    broken = batching.replace(
+        experiment, algorithm=algorithm._replace(meta_grad=wrong(algorithm.meta_grad))
+    )
+    settled, choice = settle(broken, experiment.initial())
+    assert choice is not None
+    assert (choice.way, choice.chunk, settled.hardware.way) == ("loop", 1, "loop")
+    assert "running the plain loop" in capsys.readouterr().err
+
+
+def test_tuning_is_measured_once_and_remembered(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    experiment = tiny("algo=maml", "hardware.batching=tune")
+    _, first = settle(experiment, experiment.initial())
+    assert first is not None
+    assert first.reason.endswith("measured")
+    assert {name.split()[0] for name in first.seconds} == {"loop", "vmap"}
+    assert f"{first.way} {first.chunk}" == min(first.seconds, key=lambda k: first.seconds[k])
+    _, again = settle(experiment, experiment.initial())
+    assert again is not None
+    assert "earlier" in again.reason
+    assert again.seconds == first.seconds
+    (key,) = json.loads((tmp_path / "metarun" / "batching.json").read_text())
+    assert torch.__version__ in key
+
+
+def test_the_choice_is_on_record(tmp_path: Path) -> None:
+    assert run_job(tiny_config("algo=maml"), tmp_path / "run") == 0
+    (said,) = (record for record in read(tmp_path / "run") if record["kind"] == "batching")
+    assert said["way"] == "vmap"
+    assert "conv4" in said["reason"]
+    assert said["difference"] <= said["tolerance"]
+    assert said["compiled"] == "not asked for"
+
+
+@pytest.mark.slow
+def test_one_graph_gives_the_same_and_other_shapes_run_as_they_are() -> None:
+    experiment = tiny("algo=clustered", "algo.starts=2", "hardware.compile=true")
+    meta = experiment.initial()
+    settled, choice = settle(experiment, meta)
+    assert choice is not None
+    assert choice.compiled == "yes"
+    assert 0 <= choice.difference <= choice.tolerance
+    plain, fast = experiment.algorithm.meta_grad, settled.algorithm.meta_grad
+    assert plain is not None
+    assert fast is not None
+    for tasks in (experiment.batch(3), experiment.batch(3)[:3]):
+        found, wanted = fast(meta, tasks, 3), plain(meta, tasks, 3)
+        assert batching._apart(found.gradient, wanted.gradient) < 1e-5
+        torch.testing.assert_close(found.losses, wanted.losses)
+        torch.testing.assert_close(found.shift["balance"], wanted.shift["balance"])
+
+
+def test_what_depends_on_the_meta_step_or_on_numbers_is_not_compiled() -> None:
+    experiment = tiny("algo=maml")
+    meta, tasks = experiment.initial(), experiment.batch(0)
+    plain = experiment.algorithm.meta_grad
+    assert plain is not None
+
+    def aging(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
+        found = plain(meta, tasks, step)
+        return found._replace(losses=found.losses / (1 + step))
+
+    def looking(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
+        found = plain(meta, tasks, step)
+        return found if bool(found.losses.mean() > 0) else found._replace(losses=-found.losses)
+
+    with pytest.raises(NotCompiledError, match="it depends on the meta-step"):
+        compiled(aging, meta, tasks)
+    with pytest.raises(NotCompiledError):
+        compiled(looking, meta, tasks)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -65,7 +66,8 @@ def compiled(meta_grad: MetaGrad, meta: Meta, tasks: Tasks) -> MetaGrad:
         if any(_text(graph) != _text(graphs[0]) for graph in graphs):
             raise NotCompiledError("it depends on the meta-step")
         fast: Callable[..., Sequence[Tensor]] = torch.compile(graphs[0])  # pyright: ignore
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # between torch's own parts
             fast(*inputs)
     except NotCompiledError:
         raise

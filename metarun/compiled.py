@@ -62,12 +62,9 @@ def compiled(meta_grad: MetaGrad, meta: Meta, tasks: Tasks) -> MetaGrad:
 
     inputs = [*_values(meta), *_tensors(tasks)]
     try:
-        graphs: list[GraphModule] = [make_fx(flat(step))(*inputs) for step in STEPS]
-        if any(_text(graph) != _text(graphs[0]) for graph in graphs):
-            raise NotCompiledError("it depends on the meta-step")
-        fast: Callable[..., Sequence[Tensor]] = torch.compile(graphs[0])  # pyright: ignore
-        with torch.no_grad(), warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore", DeprecationWarning)  # between torch's own parts
+            fast = _graph(flat, inputs)
             fast(*inputs)
     except NotCompiledError:
         raise
@@ -89,6 +86,15 @@ def compiled(meta_grad: MetaGrad, meta: Meta, tasks: Tasks) -> MetaGrad:
         return MetaGradient(gradient, losses, figures, shift)
 
     return fastest
+
+
+def _graph(
+    flat: Callable[[int], Callable[..., list[Tensor]]], inputs: Sequence[Tensor]
+) -> Callable[..., Sequence[Tensor]]:
+    graphs: list[GraphModule] = [make_fx(flat(step))(*inputs) for step in STEPS]
+    if any(_text(graph) != _text(graphs[0]) for graph in graphs):
+        raise NotCompiledError("it depends on the meta-step")
+    return torch.compile(graphs[0])  # pyright: ignore
 
 
 def _names(meta: Meta) -> Names:

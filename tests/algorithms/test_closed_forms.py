@@ -299,7 +299,9 @@ FIXED_POINTS = {
 @pytest.mark.parametrize("name", FIXED_POINTS)
 def test_fixed_point_of_two_tasks(name: str, index: int, steps: int) -> None:
     plain = dict(inner_lr=0.5, steps=steps, estimator="adjoint")
-    family = dict(starts=1, assign="before", spread=0.0, balance=0.0, own="all", warm_up=0)
+    family = dict(
+        starts=1, assign="before", spread=0.0, balance=0.0, folds=2, graded_by="support", warm_up=0
+    )
     scalar = Quadratic(1)
     algorithm = {
         "maml": lambda: maml(scalar, **plain),

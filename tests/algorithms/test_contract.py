@@ -58,7 +58,7 @@ class Case:
 
 STEPS = dict(inner_lr=0.1, steps=3)
 SPLIT = dict(starts=2, spread=0.3, balance=0.1)
-HARD = dict(**SPLIT, own="all", warm_up=0)
+HARD = dict(**SPLIT, folds=2, graded_by="support", warm_up=0)
 MIXED = dict(
     **STEPS,
     **SPLIT,
@@ -140,6 +140,18 @@ CASES = [
         "clustered-holdout",
         clustered,
         {**STEPS, **HARD, "estimator": "adjoint", "assign": "holdout"},
+        exact=True,
+    ),
+    Case(
+        "clustered-one-out",
+        clustered,
+        {**STEPS, **HARD, "estimator": "adjoint", "assign": "holdout", "folds": None},
+        exact=True,
+    ),
+    Case(
+        "clustered-graded",
+        clustered,
+        {**STEPS, **HARD, "estimator": "adjoint", "assign": "after", "graded_by": "query"},
         exact=True,
     ),
     Case("multi_maml", multi_maml, {**STEPS, "estimator": "adjoint", "starts": 2}, exact=True),

@@ -16,6 +16,7 @@ from benchmarks.nets import WIDTHS
 from benchmarks.works import Work
 from metarun.algorithms.maml import maml
 from metarun.assemble import Experiment, assemble
+from metarun.batching import settle
 from metarun.chunks import in_chunks
 from metarun.config import Checked, Part, check, compose_job
 from metarun.divergence import is_finite
@@ -77,9 +78,11 @@ def build(threads: int, overrides: Sequence[str] = ()) -> Build:
 def _contender(
     experiment: Experiment, values: Sequence[Tensor], threads: int, note: str
 ) -> Contender:
-    algorithm = experiment.algorithm
-    assert algorithm.meta_grad is not None
-    meta_grad, meta = algorithm.meta_grad, experiment.initial()
+    meta = experiment.initial()
+    experiment, choice = settle(experiment, meta)
+    assert choice is not None
+    assert experiment.algorithm.meta_grad is not None
+    meta_grad = experiment.algorithm.meta_grad
     with torch.no_grad():
         for own, value in zip(meta["params"].values(), values, strict=True):
             own.copy_(value)
@@ -100,9 +103,8 @@ def _contender(
         moved = clipped(result.gradient, norm, experiment.outer.clip)
         optimizer.step(moved, result.shift, 0.0)
 
-    how = (
-        f"{experiment.hardware.batching}, {chunk} tasks at once, {experiment.workers.count} workers"
-    )
+    graph = ", compiled" if choice.compiled == "yes" else ""
+    how = f"{choice.way}{graph}, {chunk} tasks at once, {experiment.workers.count} workers"
     return Contender(gradient, step, threads, "; ".join(filter(None, (how, note))))
 
 

@@ -43,7 +43,7 @@ def over_tasks(function: Callable[..., Any], *, shared: int, count: int) -> Call
         return together
 
     def alone(*args: Any) -> Any:
-        inner = (_each(lambda t: t[0], a) for a in args[shared:])
+        inner = (_each(lambda t: t.squeeze(0), a) for a in args[shared:])
         return _each(lambda t: t[None], function(*args[:shared], *inner))
 
     return alone

@@ -22,7 +22,8 @@ _VECTOR = 64  # bytes
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor, *, stride: int, padding: int) -> Tensor:
     """Convolve [B, I, H, W] with [O, I, k, k]."""
-    return _Conv.apply(x[None], weight[None], bias[None], stride, padding)[0]
+    # Not by [0]: the gradient of an index is a tensor of zeros to be filled.
+    return _Conv.apply(x[None], weight[None], bias[None], stride, padding).squeeze(0)
 
 
 class _Shape(NamedTuple):

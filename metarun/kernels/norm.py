@@ -20,31 +20,33 @@ def norm_act_pool(
     x: Tensor, gain: Tensor, bias: Tensor, *, pool: int, eps: float, slope: float
 ) -> Tensor:
     """Normalise [B, C, H, W] by its own statistics, then leaky ReLU, then max-pool by 1 or 2."""
-    return _Norm.apply(x[None], gain[None], bias[None], pool, eps, slope)[0][0]
+    # Not by [0]: the gradient of an index is a tensor of zeros to be filled.
+    found = _Norm.apply(x[None], gain[None], bias[None], pool, eps, slope)
+    return found[0].squeeze(0)
 
 
 class _Norm(torch.autograd.Function):
-    """All tensors have a leading [T]; the result is out, place of maxima, mean, 1 / deviation."""
+    """All tensors have a leading [T]; the result is out, and what its gradient needs."""
 
     @staticmethod
     def forward(
         x: Tensor, gain: Tensor, bias: Tensor, pool: int, eps: float, slope: float
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         x = channels_inside(x)
         tasks, batch, height, width, channels = shape = x.shape
         pooled = (tasks, batch, height // pool, width // pool, channels)
         out, mean, r = like(x, *pooled), like(x, tasks, channels), like(x, tasks, channels)
-        which = like(x, *(pooled if pool == 2 else (tasks, 0)), dtype=torch.uint8)
-        arrays = [x, gain.contiguous(), bias.contiguous(), out, which, mean, r]
+        maxima = pooled if pool == 2 else (tasks, 0)  # what is greatest in each window, and where
+        peak, which = like(x, *maxima), like(x, *maxima, dtype=torch.uint8)
+        arrays = [x, gain.contiguous(), bias.contiguous(), out, peak, which, mean, r]
         call("norm_forward", arrays, shape, pool, eps, slope)
-        return channels_outside(out), which, mean, r
+        return channels_outside(out), peak, which, mean, r
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         x, gain, bias, ctx.pool, _, ctx.slope = inputs
-        _, which, mean, r = output
-        ctx.mark_non_differentiable(which, mean, r)  # `_Backward` knows how they depend on x
-        ctx.save_for_backward(x, gain, bias, which, mean, r)
+        ctx.mark_non_differentiable(*output[1:])  # `_Backward` knows how they depend on x
+        ctx.save_for_backward(x, gain, bias, *output[1:])
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
@@ -56,7 +58,7 @@ class _Norm(torch.autograd.Function):
         count, tensors = info.batch_size, inputs[:3]
         folded = [fold(x, dim, count) for x, dim in zip(tensors, in_dims, strict=False)]
         found = _Norm.apply(*folded, *inputs[3:])
-        return tuple(unfold(x, count) for x in found), (0,) * 4
+        return tuple(unfold(x, count) for x in found), (0,) * 5
 
 
 class _Backward(torch.autograd.Function):
@@ -66,6 +68,7 @@ class _Backward(torch.autograd.Function):
         x: Tensor,
         gain: Tensor,
         bias: Tensor,
+        peak: Tensor,
         which: Tensor,
         mean: Tensor,
         r: Tensor,
@@ -74,7 +77,7 @@ class _Backward(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         dout, x = channels_inside(dout), channels_inside(x)
         dx, dgain, dbias = torch.empty_like(x), torch.empty_like(mean), torch.empty_like(mean)
-        given = [dout, x, gain.contiguous(), bias.contiguous(), which, mean, r]
+        given = [dout, x, gain.contiguous(), bias.contiguous(), peak, which, mean, r]
         call("norm_backward", [*given, dx, dgain, dbias], x.shape, pool, slope)
         return channels_outside(dx), dgain, dbias
 
@@ -88,18 +91,18 @@ class _Backward(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grads: Any
     ) -> tuple[Tensor | None, ...]:
-        dout, x, gain, bias, which, mean, r = ctx.saved_tensors
+        dout, x, gain, bias, peak, which, mean, r = ctx.saved_tensors
         dout, x, of_dx = channels_inside(dout), channels_inside(x), channels_inside(grads[0])
-        of_dout, of_x, of_gain = torch.zeros_like(dout), torch.empty_like(x), torch.empty_like(mean)
+        of_dout, of_x, of_gain = torch.empty_like(dout), torch.empty_like(x), torch.empty_like(mean)
         given = [of_dx, grads[1].contiguous(), grads[2].contiguous(), dout, x]
-        given += [gain.contiguous(), bias.contiguous(), which, mean, r]
+        given += [gain.contiguous(), bias.contiguous(), peak, which, mean, r]
         found = [of_dout, of_x, of_gain]
         call("norm_double_backward", [*given, *found], x.shape, ctx.pool, ctx.slope)
-        return channels_outside(of_dout), channels_outside(of_x), of_gain, *(None,) * 6
+        return channels_outside(of_dout), channels_outside(of_x), of_gain, *(None,) * 7
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
-        count, tensors = info.batch_size, inputs[:7]
+        count, tensors = info.batch_size, inputs[:8]
         folded = [fold(x, dim, count) for x, dim in zip(tensors, in_dims, strict=False)]
-        found = _Backward.apply(*folded, *inputs[7:])
+        found = _Backward.apply(*folded, *inputs[8:])
         return tuple(unfold(x, count) for x in found), (0,) * 3

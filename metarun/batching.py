@@ -22,7 +22,7 @@ from metarun.compiled import NotCompiledError, compiled
 from metarun.files import cache_root, write_atomic
 from metarun.hardware import Way
 from metarun.metagradient import MetaGrad
-from metarun.models.layers import use_kernels
+from metarun.models.layers import use_kernels, without_kernels
 from metarun.problem import Meta
 from metarun.tasks import Tasks
 
@@ -100,11 +100,9 @@ def _difference(experiment: Experiment, meta_grad: MetaGrad, meta: Meta) -> tupl
     count = experiment.tasks_at_once() if experiment.hardware.compile else CHECKED
     tasks = experiment.batch(0)[:count]
     found = running(meta, tasks, 0).gradient
-    model, way = experiment.problem.model, experiment.hardware.way
-    use_kernels(model, False)
-    plain = in_chunks(meta_grad, meta, tasks, 0, 1)[0].gradient
-    shaken = in_chunks(meta_grad, map_meta(_shaken, meta), tasks, 0, 1)[0].gradient
-    use_kernels(model, way == "batched")
+    with without_kernels(experiment.problem.model):
+        plain = in_chunks(meta_grad, meta, tasks, 0, 1)[0].gradient
+        shaken = in_chunks(meta_grad, map_meta(_shaken, meta), tasks, 0, 1)[0].gradient
     rounding = _apart(shaken, plain)
     return _apart(found, plain), max(TOLERANCE[experiment.hardware.dtype], SENSITIVE * rounding)
 

@@ -8,6 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from metarun.assemble import Experiment
+from metarun.models.layers import without_kernels
 from metarun.problem import Meta
 
 
@@ -22,10 +23,11 @@ def flops_per_meta_step(experiment: Experiment, meta: Meta) -> int:
         return 0
     tasks, found = experiment.batch(0), list[int]()
     turned = [meta | algorithm.turn.change(meta, [tasks])] if algorithm.turn else []
-    for phase in (meta, *turned):
-        with FlopCounterMode(display=False) as counter:
-            algorithm.meta_grad(phase, tasks[:1], 0)
-        found.append(counter.get_total_flops())
+    with without_kernels(experiment.problem.model):  # which are invisible to the counter
+        for phase in (meta, *turned):
+            with FlopCounterMode(display=False) as counter:
+                algorithm.meta_grad(phase, tasks[:1], 0)
+            found.append(counter.get_total_flops())
     return max(found) * len(tasks)
 
 

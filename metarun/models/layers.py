@@ -5,7 +5,8 @@ Letters in shapes: B images or points, C channels, H and W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -129,6 +130,18 @@ def use_kernels(model: nn.Module, on: bool) -> None:
     """Switch the blocks that have kernels to them, or back to torch's operations."""
     for block in _blocks(model):
         block.fused = on
+
+
+@contextmanager
+def without_kernels(model: nn.Module) -> Generator[None]:
+    """Compute by torch's operations for a while."""
+    before = [block for block in _blocks(model) if block.fused]
+    use_kernels(model, False)
+    try:
+        yield
+    finally:
+        for block in before:
+            block.fused = True
 
 
 def _blocks(model: nn.Module) -> list[ConvBlock]:

@@ -14,6 +14,7 @@ from metarun.assemble import Experiment, assemble
 from metarun.batching import settle
 from metarun.compiled import NotCompiledError, compiled
 from metarun.config import check, compose_job
+from metarun.cost import flops_per_meta_step
 from metarun.errors import ConfigError
 from metarun.kernels.build import why_not
 from metarun.metagradient import MetaGrad, MetaGradient
@@ -55,6 +56,15 @@ def test_auto_takes_the_kernels_and_agrees_with_the_loop(algo: str) -> None:
     assert settle(plain, meta)[1].way == "loop"
     apart = batching._apart(gradient(settled, meta), gradient(plain, meta))
     assert apart <= 30 * choice.tolerance
+
+
+@KERNELS
+def test_operations_are_counted_whoever_carries_them_out() -> None:
+    fast, plain = images("algo=maml"), images("algo=maml", "hardware.batching=vmap")
+    meta = plain.initial()
+    assert flops_per_meta_step(fast, meta) == flops_per_meta_step(plain, meta) > 1e6
+    assert fast.hardware.way == "batched"
+    assert batching._apart(gradient(fast, meta), gradient(plain, meta)) > 0, "kernels are off"
 
 
 def test_without_a_compiler_torch_does_the_work(monkeypatch) -> None:

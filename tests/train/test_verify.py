@@ -246,66 +246,6 @@ def test_each_fault_is_found_by_its_check(factory, name: str, state: str) -> Non
     assert row.state == state, row
 
 
-@dataclass(frozen=True)
-class Transductive(Problem):
-    """Says that the support gives the statistics, and takes the queries'."""
-
-    def predict(self, params, support_x, query_x):
-        return torch.func.functional_call(self.model, params, (query_x,))
-
-
-def test_a_normalisation_that_is_not_the_one_named_is_found() -> None:
-    on = oracles.problem("conv4-support")
-    assert one_row("normalisation", maml, on).state == "ok"
-    other = Transductive(on.model, on.kind, on.train_classes)
-    assert one_row("normalisation", maml, other).state == "fail"
-
-
-class Backward(torch.autograd.Function):
-    """The identity, with a wrong derivative."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x):
-        return x.clone()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, slope):
-        return 1.5 * slope
-
-
-class SecondOrder(torch.autograd.Function):
-    """The identity, whose derivative is right and whose second derivative is not."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x):
-        return x.clone()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, slope):
-        return Backward.apply(slope)
-
-
-def test_a_layer_with_a_wrong_second_derivative_is_found() -> None:
-    on = oracles.problem("mlp")
-    on.model.body.activation = lambda x: SecondOrder.apply(torch.tanh(x))
-    rows = found(maml, PLAIN, on)
-    assert rows["Hessian symmetric"].state == "fail"
-    assert rows["finite differences"].state == "fail"
-    assert rows["estimators agree"].state == "ok"  # they agree on the wrong
-
-
 @pytest.mark.parametrize(("words", "code"), [((), 0), (("algo.estimator=first_order",), 0)])
 def test_the_command_prints_a_table(words, code: int, capsys) -> None:
     assert verify.main(["dataset=sinusoid", "model.hidden=[8]", *words]) == code

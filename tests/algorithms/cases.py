@@ -1,0 +1,190 @@
+"""The table of algorithms; a new one joins the contract by adding a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from oracles import DOUBLE, MODELS, distance, finite_difference, image_tasks, maml, norm, problem
+
+from metarun.algorithms.adapters import adapters
+from metarun.algorithms.alfa import alfa
+from metarun.algorithms.base import MetaAlgorithm
+from metarun.algorithms.baselinepp import baselinepp
+from metarun.algorithms.cavia import cavia
+from metarun.algorithms.centroid import centroid
+from metarun.algorithms.clustered import clustered
+from metarun.algorithms.imaml import imaml
+from metarun.algorithms.logreg import logreg
+from metarun.algorithms.mamlpp import mamlpp
+from metarun.algorithms.metacurvature import metacurvature
+from metarun.algorithms.mixture import mixture
+from metarun.algorithms.mmaml import mmaml
+from metarun.algorithms.multi_maml import multi_maml
+from metarun.algorithms.protomaml import protomaml
+from metarun.algorithms.protonet import protonet
+from metarun.algorithms.r2d2 import r2d2
+from metarun.algorithms.reptile import reptile
+from metarun.algorithms.scratch import scratch
+from metarun.algorithms.signmaml import signmaml
+from metarun.algorithms.transfer import transfer
+from metarun.algorithms.tsamaml import tsamaml
+from metarun.chunks import in_chunks, map_meta
+from metarun.estimators import Evolution, Truncated
+from metarun.problem import Meta, Problem
+from metarun.tasks import Tasks, examples_as_task
+
+
+@dataclass(frozen=True)
+class Case:
+    """One algorithm with settings.
+
+    `exact`: is meta_grad the true gradient of its losses' mean? `noise`: what rounding may come
+    to in a parameter; more where an update divides by a gradient that ought to be zero.
+    """
+
+    name: str
+    factory: Callable[..., MetaAlgorithm]
+    settings: dict[str, Any]
+    exact: bool
+    noise: float = 1e-12
+
+    def build(self, on: Problem) -> MetaAlgorithm:
+        return self.factory(on, **self.settings)
+
+
+STEPS = dict(inner_lr=0.1, steps=3)
+SPLIT = dict(starts=2, spread=0.3, balance=0.1)
+HARD = dict(**SPLIT, folds=2, graded_by="support", warm_up=0)
+MIXED = dict(
+    **STEPS,
+    **SPLIT,
+    estimator="adjoint",
+    score="holdout",
+    temperature=1.0,
+    width=5,
+    share_rate=0.1,
+    restart=0.5,
+)
+TWICE = dict(cluster_on="body", cluster_steps=2)
+SOLVED = dict(inner_lr=0.05, proximal=10.0, solver="cg", cg_tolerance=0.0, terms=1, damping=0.0)
+WALK = dict(inner_lr=0.01, steps=4, batch=5, beta2=0.999)
+PLUS = dict(
+    rates="tensor",
+    per_step=True,
+    transform="raw",
+    multi_step_until=100,
+    per_step_norm=True,
+    first_order_until=0,
+)
+GRID = [0.05, 0.4]
+COSINES = dict(scale=2.0, many_scale=10.0, lr_grid=GRID)
+CASES = [
+    Case("maml", maml, {**STEPS, "estimator": "adjoint"}, exact=True),
+    Case("maml-recompute", maml, {**STEPS, "estimator": "recompute"}, exact=True),
+    Case("maml-unrolled", maml, {**STEPS, "estimator": "unrolled"}, exact=True),
+    Case("fomaml", maml, {**STEPS, "estimator": "first_order"}, exact=False),
+    *(
+        Case(name, maml, {**STEPS, "estimator": "adjoint", **settings}, exact=True)
+        for name, settings in {
+            "anil": dict(adapt="head"),
+            "boil": dict(adapt="body"),
+            "maml-last-block": dict(adapt="last_block", learn="head"),
+            "metasgd": dict(rates="parameter"),
+            "maml-exp-rates": dict(rates="tensor", per_step=True, transform="exp"),
+            "maml-softplus-rate": dict(rates="global", transform="softplus"),
+        }.items()
+    ),
+    Case("anil-first-order", maml, {**STEPS, "estimator": "first_order", "adapt": "head"}, False),
+    Case("mamlpp", mamlpp, {**STEPS, **PLUS, "estimator": "adjoint"}, exact=True),
+    Case("alfa", alfa, {**STEPS, "estimator": "adjoint", "decay": 0.05}, exact=True),
+    Case("metacurvature", metacurvature, {**STEPS, "estimator": "adjoint"}, exact=True),
+    Case("cavia", cavia, {**STEPS, "estimator": "adjoint", "context": 4}, exact=True),
+    *(
+        Case(
+            f"adapters-{kind}",
+            adapters,
+            {**STEPS, "estimator": "adjoint", "kind": kind, "rank": 2, **masks},
+            exact=True,
+        )
+        for kind, masks in {
+            "film": dict(adapt=["adapters", "head"], learn=["adapters", "head"]),
+            "residual": dict(adapt="adapters", learn="all"),
+            "lora": dict(adapt=["adapters", "head"], learn="all"),
+        }.items()
+    ),
+    Case("maml-truncated", maml, {**STEPS, "estimator": Truncated(last=1)}, exact=False),
+    Case("es_maml", maml, {**STEPS, "estimator": Evolution(pairs=3, sigma=0.05)}, exact=False),
+    Case("imaml", imaml, {**SOLVED, "inner_lr": 0.02, "steps": 3, "cg_steps": 1}, exact=False),
+    Case("imaml-solved", imaml, {**SOLVED, "steps": 80, "cg_steps": 25}, exact=True),
+    Case(
+        "imaml-neumann",
+        imaml,
+        {**SOLVED, "steps": 3, "cg_steps": 1, "solver": "neumann"},
+        exact=False,
+    ),
+    Case("reptile", reptile, {**WALK, "optimizer": "adam"}, exact=False, noise=1e-7),
+    Case("reptile-fresh", reptile, {**WALK, "optimizer": "adam_fresh"}, exact=False, noise=1e-7),
+    Case("reptile-sgd", reptile, {**WALK, "optimizer": "sgd"}, exact=False),
+    Case("signmaml", signmaml, {"inner_lr": 0.01, "steps": 3}, exact=True),
+    Case(
+        "clustered",
+        clustered,
+        {**STEPS, **HARD, "estimator": "adjoint", "assign": "after"},
+        exact=True,
+    ),
+    Case(
+        "clustered-holdout",
+        clustered,
+        {**STEPS, **HARD, "estimator": "adjoint", "assign": "holdout"},
+        exact=True,
+    ),
+    Case(
+        "clustered-one-out",
+        clustered,
+        {**STEPS, **HARD, "estimator": "adjoint", "assign": "holdout", "folds": None},
+        exact=True,
+    ),
+    Case(
+        "clustered-graded",
+        clustered,
+        {**STEPS, **HARD, "estimator": "adjoint", "assign": "after", "graded_by": "query"},
+        exact=True,
+    ),
+    Case("multi_maml", multi_maml, {**STEPS, "estimator": "adjoint", "starts": 2}, exact=True),
+    Case(
+        "mmaml", mmaml, {**STEPS, "estimator": "adjoint", "width": 5, "inner_clip": 0.1}, exact=True
+    ),
+    Case("mixture-em", mixture, {**MIXED, "weights": "em", "combine": "predictions"}, False),
+    Case("mixture-em-start", mixture, {**MIXED, "weights": "em", "combine": "parameters"}, False),
+    Case("mixture-gate", mixture, {**MIXED, "weights": "gate", "combine": "predictions"}, True),
+    Case(
+        "mixture-gate-start", mixture, {**MIXED, "weights": "gate", "combine": "parameters"}, True
+    ),
+    Case(
+        "tsamaml",
+        tsamaml,
+        {**STEPS, "estimator": "adjoint", "starts": 2, "warm_up": 1, "tasks": 4, **TWICE},
+        exact=True,
+    ),
+    Case("scratch", scratch, {"lr_grid": GRID}, exact=False),
+    Case("protonet", protonet, {"distance": "euclidean", "scale": 1.0}, exact=True),
+    Case("protonet-cosine", protonet, {"distance": "cosine", "scale": 5.0}, exact=True),
+    Case("protomaml", protomaml, {**STEPS, "estimator": "adjoint"}, exact=True),
+    Case("protomaml-unrolled", protomaml, {**STEPS, "estimator": "unrolled"}, exact=True),
+    Case("protomaml-first", protomaml, {**STEPS, "estimator": "first_order"}, exact=False),
+    Case("r2d2", r2d2, {"ridge": 0.5, "scale": 3.0}, exact=True),
+    *(
+        Case(f"transfer-{part}", transfer, {"finetune": part, "head": head, "lr_grid": GRID}, True)
+        for part, head in (("all", "imprinted"), ("last_block", "zeros"), ("head", "zeros"))
+    ),
+    *(
+        Case(f"baselinepp-{head}", baselinepp, {**COSINES, "finetune": part, "head": head}, True)
+        for part, head in (("all", "imprinted"), ("head", "random"))
+    ),
+    Case("logreg", logreg, {"penalty_grid": [1.0], "iterations": 99, "tolerance": 1e-8}, True),
+    Case("centroid", centroid, {"centre_grid": [1.0], "unit_grid": [1.0], "mean_rate": 0.1}, True),
+]

@@ -1,0 +1,82 @@
+"""Hard assignment: what decides, in training and at test, and how starts warm up."""
+
+from __future__ import annotations
+
+import torch
+from families import MIXTURE, PLAIN, begin, regression, two_levels
+from oracles import distance, image_tasks, maml, problem
+
+from metarun.algorithms.clustered import clustered
+from metarun.algorithms.mixture import mixture
+from metarun.problem import Meta, Problem
+from metarun.tasks import Tasks
+
+
+def test_a_cold_mixture_is_hard_clustering() -> None:
+    on, tasks = regression(), two_levels()
+    cold = mixture(on, **{**MIXTURE, "temperature": 1e-9})
+    apart = dict(starts=3, spread=0.4, balance=0.0, folds=2, graded_by="support", warm_up=0)
+    hard = clustered(on, **PLAIN, assign="after", **apart)
+    meta = begin(cold, on)
+    found = cold.meta_grad(meta, tasks, 0)
+    state = begin(hard, on) | {"params": meta["params"]}
+    expected = hard.meta_grad(state, tasks, 0)
+    assert distance(found.gradient, expected.gradient) < 1e-12
+    torch.testing.assert_close(found.losses, expected.losses)
+
+
+def test_cross_validation_holds_out_each_class_s_examples_in_turn() -> None:
+    """The scores are those of a plain loop over the parts; no number of folds means one out."""
+    on = problem("mlp")
+    tasks = image_tasks("mlp", 3, shots=4)
+    for folds, parts in ((2, 2), (None, 4)):
+        settings = dict(starts=3, spread=0.4, balance=0.0, graded_by="support", warm_up=0)
+        algorithm = clustered(on, **PLAIN, **settings, assign="holdout", folds=folds)
+        meta = begin(algorithm, on)
+        chosen = algorithm.assign(meta, tasks.support_x, tasks.support_y)
+        for t in range(3):
+            x, y = tasks.support_x[t], tasks.support_y[t]
+            place = torch.stack([(y[:i] == y[i]).sum() for i in range(len(y))])  # within its class
+            totals = []
+            for start in range(3):
+                total = 0.0
+                for part in range(parts):
+                    held = place % parts == part
+                    assert held.sum() == len(y) / parts
+                    params = {n: v[start] for n, v in meta["params"].items()}
+                    for _ in range(PLAIN["steps"]):
+                        leaf = {n: v.detach().requires_grad_() for n, v in params.items()}
+                        loss = on.loss(leaf, x[~held], y[~held])
+                        grads = torch.autograd.grad(loss, list(leaf.values()))
+                        params = {
+                            n: v - PLAIN["inner_lr"] * g
+                            for (n, v), g in zip(leaf.items(), grads, strict=True)
+                        }
+                    total += float(on.loss(params, x[held], y[held]).detach())
+                totals.append(total)
+            assert int(chosen[t]) == min(range(3), key=totals.__getitem__)
+
+
+def test_starts_warm_up_together_and_queries_grade_in_training_only() -> None:
+    on, tasks = regression(), two_levels()
+    settings = dict(starts=3, spread=0.4, balance=0.0, folds=2, assign="after")
+    warm = clustered(on, **PLAIN, **settings, graded_by="support", warm_up=10)
+    cold = clustered(on, **PLAIN, **settings, graded_by="support", warm_up=0)
+    graded = clustered(on, **PLAIN, **settings, graded_by="query", warm_up=0)
+    meta = begin(warm, on)
+    own = cold.meta_grad(meta, tasks, 0).gradient["params"]
+    for step, share in ((0, 1.0), (5, 0.5), (10, 0.0), (99, 0.0)):
+        for name, found in warm.meta_grad(meta, tasks, step).gradient["params"].items():
+            mean = own[name].mean(0, keepdim=True)
+            torch.testing.assert_close(found, (1 - share) * own[name] + share * mean)
+    support = (tasks.support_x, tasks.support_y)
+    assert torch.equal(graded.assign(meta, *support), cold.assign(meta, *support))
+    losses = torch.stack([judged(on, meta, start, tasks) for start in range(3)])
+    torch.testing.assert_close(graded.meta_grad(meta, tasks, 0).losses, losses.min(0).values)
+
+
+def judged(on: Problem, meta: Meta, start: int, tasks: Tasks) -> torch.Tensor:
+    """Return the query losses of all tasks, adapted from one start."""
+    single = maml(on, **PLAIN)
+    own = {"params": {n: v[start] for n, v in meta["params"].items()}}
+    return single.meta_grad(own, tasks, 0).losses

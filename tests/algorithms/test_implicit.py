@@ -1,0 +1,177 @@
+"""The implicit meta-gradient, its two solvers, and what they do where there is no solution."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from oracles import DOUBLE, Quadratic, maml, quadratic_tasks
+from torch import Tensor
+
+from metarun.algorithms.base import plain_learner, plain_start
+from metarun.algorithms.clustered import clustered
+from metarun.algorithms.imaml import imaml
+from metarun.algorithms.reptile import reptile
+from metarun.errors import ConfigError
+from metarun.estimators import Evolution, Truncated, adjoint
+from metarun.implicit import conjugate_gradient, implicit
+from metarun.inner import Learner, gradient_descent
+from metarun.tasks import Tasks
+
+SIZE, RATE = 6, 0.3
+PROBLEM = Quadratic(SIZE)
+TASKS = quadratic_tasks(4, SIZE)
+THETA = PROBLEM.initial()["phi"]
+EYE = torch.eye(SIZE, dtype=DOUBLE)
+
+
+def gradient(algorithm, tasks: Tasks = TASKS) -> Tensor:
+    meta = algorithm.init(PROBLEM.initial())
+    return algorithm.meta_grad(meta, tasks, 0).gradient["params"]["phi"]
+
+
+def solved(task: int, steps: int) -> tuple[Tensor, Tensor]:
+    """Return phi_K and M^K of one task."""
+    contraction = torch.linalg.matrix_power(EYE - RATE * TASKS.support_x[task], steps)
+    target = TASKS.support_y[task]
+    return target + contraction @ (THETA - target), contraction
+
+
+def pull(task: int, phi: Tensor) -> Tensor:
+    return TASKS.query_x[task] @ (phi - TASKS.query_y[task])
+
+
+def mean(vectors) -> Tensor:
+    return torch.stack(list(vectors)).mean(0)
+
+
+STRENGTH = 2.0
+SOLVER = dict(solver="cg", cg_steps=SIZE, cg_tolerance=0.0, terms=0, damping=0.0)
+IMPLICIT = dict(inner_lr=RATE, steps=400, proximal=STRENGTH, **SOLVER)
+
+
+def regularised(task: int) -> tuple[Tensor, Tensor]:
+    """Return phi* and (A + lambda I)^-1."""
+    a, target = TASKS.support_x[task], TASKS.support_y[task]
+    inverse = torch.linalg.inv(a + STRENGTH * EYE)
+    return inverse @ (a @ target + STRENGTH * THETA), inverse
+
+
+def test_imaml() -> None:
+    found = gradient(imaml(PROBLEM, **IMPLICIT))
+    expected = mean(
+        STRENGTH * inverse @ pull(t, phi)
+        for t in range(len(TASKS))
+        for phi, inverse in [regularised(t)]
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_imaml_gives_the_proximal_strength_its_gradient() -> None:
+    """dJ/d lambda = -u'(phi* - theta) / lambda with u = (I + A/lambda)^-1 B(phi* - b)."""
+
+    def loss(meta, params, x, y):
+        apart = (params["phi"] - meta["params"]["phi"]).square().sum()
+        return PROBLEM.loss(params, x, y) + 0.5 * meta["strength"]["lambda"] * apart
+
+    learner = Learner(plain_start, loss, gradient_descent(RATE), PROBLEM.model.adapted)
+    options = dict(proximal=STRENGTH, **SOLVER)
+    meta = {
+        "params": PROBLEM.initial(),
+        "strength": {"lambda": torch.tensor(STRENGTH, dtype=DOUBLE)},
+    }
+    found = implicit(PROBLEM, learner, 400, **options)(meta, TASKS, 0)
+    expected = mean(
+        -(STRENGTH * inverse @ pull(t, phi)) @ (phi - THETA) / STRENGTH
+        for t in range(len(TASKS))
+        for phi, inverse in [regularised(t)]
+    )
+    torch.testing.assert_close(found.gradient["strength"]["lambda"], expected)
+    assert found.figures["inner_residual"].max() < 1e-12
+    assert found.figures["solver_residual"].max() < 1e-10
+
+
+def test_imaml_damping_is_added_to_the_hessian() -> None:
+    found = gradient(imaml(PROBLEM, **{**IMPLICIT, "damping": 10.0}))
+    expected = mean(
+        STRENGTH
+        * torch.linalg.solve(
+            TASKS.support_x[t] + (STRENGTH + 10.0) * EYE, pull(t, regularised(t)[0])
+        )
+        for t in range(len(TASKS))
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("terms", [0, 1, 5, 20])
+def test_neumann_series(terms: int) -> None:
+    """The sum of (-A/lambda)^j over j from 0 to `terms`, on the query gradient at phi*."""
+    series = {**IMPLICIT, "steps": 100, "solver": "neumann", "terms": terms}
+    found = gradient(imaml(PROBLEM, **series))
+    expected = mean(
+        sum(torch.linalg.matrix_power(-TASKS.support_x[t] / STRENGTH, j) for j in range(terms + 1))
+        @ pull(t, regularised(t)[0])
+        for t in range(len(TASKS))
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_the_neumann_series_converges_by_the_hessian_over_the_strength_a_term() -> None:
+    solved = {**IMPLICIT, "steps": 100}
+    cg = gradient(imaml(PROBLEM, **solved))
+    series = {**solved, "solver": "neumann"}
+    errors = [
+        float((gradient(imaml(PROBLEM, **{**series, "terms": terms})) - cg).norm())
+        for terms in (10, 20)
+    ]
+    ratio = float(torch.linalg.eigvalsh(TASKS.support_x).max()) / STRENGTH
+    assert 0.1 * ratio**10 < errors[1] / errors[0] < 1.01 * ratio**10
+
+
+def test_the_neumann_series_diverges_beyond_the_strength_and_its_residual_says_so() -> None:
+    weak = {**IMPLICIT, "steps": 100, "proximal": 0.5, "solver": "neumann"}
+    largest = torch.linalg.eigvalsh(TASKS.support_x)[:, -1]
+    assert (largest > 0.5).all()
+    meta = {"params": PROBLEM.initial()}
+    residuals, sizes = [], []
+    for terms in (1, 10, 40):
+        found = imaml(PROBLEM, **{**weak, "terms": terms}).meta_grad(meta, TASKS, 0)
+        residuals.append(found.figures["solver_residual"])
+        sizes.append(float(found.gradient["params"]["phi"].norm()))
+    assert (residuals[2] > 1e3).all()
+    assert (residuals[0] < residuals[1]).all()
+    assert (residuals[1] < residuals[2]).all()
+    assert sizes[0] < sizes[1] < sizes[2]
+    solved_anyway = imaml(PROBLEM, **{**weak, "solver": "cg"}).meta_grad(meta, TASKS, 0)
+    assert solved_anyway.figures["solver_residual"].max() < 1e-8
+
+
+def test_conjugate_gradient_is_exact_after_as_many_steps_as_dimensions() -> None:
+    target = [torch.randn(4, SIZE, dtype=DOUBLE)]
+
+    def product(vector):
+        return [(TASKS.support_x @ vector[0][:, :, None])[:, :, 0]]
+
+    exact = torch.linalg.solve(TASKS.support_x, target[0])
+    residuals = []
+    for steps in range(1, SIZE + 1):
+        solution, residual = conjugate_gradient(product, target, steps, 0.0)
+        residuals.append(residual)
+    torch.testing.assert_close(solution[0], exact, rtol=1e-9, atol=1e-10)
+    assert residuals[-1].max() < 1e-10 < residuals[0].min()
+
+
+def test_conjugate_gradient_stops_at_negative_curvature() -> None:
+    """An indefinite task keeps its last iterate; the others are solved as without it."""
+    matrices = TASKS.support_x.clone()
+    matrices[1] = torch.diag(torch.tensor([1.0, -2, 1, -2, 1, -2], dtype=DOUBLE))
+    target = [torch.ones(4, SIZE, dtype=DOUBLE)]
+
+    def product(vector):
+        return [(matrices @ vector[0][:, :, None])[:, :, 0]]
+
+    solution, residual = conjugate_gradient(product, target, SIZE, 0.0)
+    assert torch.isfinite(solution[0]).all()
+    assert residual[1] > 0.1
+    good = [0, 2, 3]
+    exact = torch.linalg.solve(matrices[good], target[0][good])
+    torch.testing.assert_close(solution[0][good], exact, rtol=1e-9, atol=1e-10)

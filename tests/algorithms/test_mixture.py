@@ -1,0 +1,159 @@
+"""Mixtures of starts against closed forms, against MAML, and their guards against collapse."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from families import MIXTURE, PLAIN, begin, last
+from oracles import DOUBLE, Quadratic, distance, image_tasks, maml, problem, quadratic_tasks
+from torch import Tensor
+
+from metarun.algorithms.mixture import mixture, restarted
+from metarun.evaluate import evaluate
+from metarun.parallel import Workers
+from metarun.tasks import Tasks
+
+
+@pytest.mark.parametrize("combine", ["predictions", "parameters"])
+@pytest.mark.parametrize("weights", ["em", "gate"])
+@pytest.mark.parametrize("model", ["mlp", "conv4-batch"])
+def test_a_mixture_of_one_is_maml_bit_for_bit(model: str, weights: str, combine: str) -> None:
+    on, tasks = problem(model), image_tasks(model)
+    one = {**MIXTURE, "starts": 1, "weights": weights, "combine": combine}
+    single, parent = mixture(on, **one), maml(on, **PLAIN)
+    meta, plain = begin(single, on), begin(parent, on)
+    found, expected = single.meta_grad(meta, tasks, 0), parent.meta_grad(plain, tasks, 0)
+    assert torch.equal(found.losses, expected.losses)
+    for name, value in expected.gradient["params"].items():
+        assert torch.equal(found.gradient["params"][name][0], value), name
+    ours, theirs = last(single, meta, tasks), last(parent, plain, tasks)
+    for name, value in theirs.items():
+        assert torch.equal(ours[name].view_as(value), value)
+
+
+@pytest.mark.parametrize("combine", ["predictions", "parameters"])
+@pytest.mark.parametrize("weights", ["em", "gate"])
+def test_equal_starts_are_maml_shared_out(weights: str, combine: str) -> None:
+    on, tasks = problem("conv4-none"), image_tasks("conv4-none")
+    alike = {**MIXTURE, "spread": 0.0, "weights": weights, "combine": combine}
+    several, parent = mixture(on, **alike), maml(on, **PLAIN)
+    found = several.meta_grad(begin(several, on), tasks, 0)
+    expected = parent.meta_grad(begin(parent, on), tasks, 0)
+    torch.testing.assert_close(found.losses, expected.losses, rtol=1e-12, atol=0)
+    total = {n: v.sum(0) for n, v in found.gradient["params"].items()}
+    assert distance({"params": total}, expected.gradient) < 1e-12
+    if weights == "em":  # an untrained gate is nearly, not quite, even
+        assert found.figures["starts_a_task"].tolist() == pytest.approx([3.0] * 3)
+    scores = [
+        evaluate(a.problem or on, a, begin(a, on), iter([tasks]), 2, lambda: None, Workers(1))
+        for a in (several, parent)
+    ]
+    assert torch.equal(scores[0].values, scores[1].values)
+
+
+# Expectation and maximisation in closed form
+
+
+@pytest.mark.parametrize("temperature", [1.0, 20.0, 1e-6])
+def test_em_on_quadratic_tasks(temperature: float) -> None:
+    size, count = 4, 5
+    on, tasks = Quadratic(size), quadratic_tasks(count, size)
+    algorithm = mixture(on, **{**MIXTURE, "temperature": temperature})
+    meta = begin(algorithm, on)
+    meta["mixture"]["share"] = torch.tensor([0.5, 0.3, 0.2], dtype=DOUBLE)
+    found = algorithm.meta_grad(meta, tasks, 0)
+    starts = meta["params"]["phi"]
+    logs, pulls = torch.empty(count, 3, dtype=DOUBLE), torch.empty(count, 3, size, dtype=DOUBLE)
+    losses = torch.empty(count, 3, dtype=DOUBLE)
+    for t in range(count):
+        a, b = tasks.support_y[t], tasks.query_y[t]
+        shrink = torch.linalg.matrix_power(
+            torch.eye(size, dtype=DOUBLE) - 0.3 * tasks.support_x[t], 2
+        )
+        for m in range(3):
+            phi = a + shrink @ (starts[m] - a)
+            summed = size * 0.5 * (phi - a) @ tasks.support_x[t] @ (phi - a)
+            logs[t, m] = meta["mixture"]["share"][m].log() - summed / temperature
+            losses[t, m] = 0.5 * (phi - b) @ tasks.query_x[t] @ (phi - b)
+            pulls[t, m] = shrink.T @ tasks.query_x[t] @ (phi - b)
+    r = torch.exp(logs - logs.logsumexp(1, keepdim=True))
+    if temperature == 1e-6:
+        assert torch.equal(r.amax(1), torch.ones(count, dtype=DOUBLE))  # hard assignment
+    torch.testing.assert_close(found.losses, (r * losses).sum(1), rtol=1e-12, atol=1e-14)
+    expected = torch.einsum("tm,tmd->md", r, pulls) / count
+    torch.testing.assert_close(found.gradient["params"]["phi"], expected, rtol=1e-12, atol=1e-14)
+    moved = 0.1 * (r.mean(0) - meta["mixture"]["share"])
+    torch.testing.assert_close(found.shift["mixture"]["share"], moved, rtol=1e-12, atol=1e-14)
+    assert torch.equal(algorithm.assign(meta, tasks.support_x, tasks.support_y), r.argmax(1))
+
+
+def test_an_average_start_is_adapted_from_the_weighted_mean() -> None:
+    on, tasks = Quadratic(4), quadratic_tasks(5, 4)
+    algorithm = mixture(on, **{**MIXTURE, "combine": "parameters", "weights": "em"})
+    meta = begin(algorithm, on)
+    alone = [next(run)["phi"] for run in algorithm.each(meta, tasks.support_x, tasks.support_y, 0)]
+    logs = torch.empty(5, 3, dtype=DOUBLE)
+    for m, run in enumerate(algorithm.each(meta, tasks.support_x, tasks.support_y, 2)):
+        phi = list(run)[-1]["phi"]
+        logs[:, m] = -4 * on_each(on, phi, tasks)
+    r = logs.softmax(1)
+    expected = sum(r[:, m, None] * alone[m] for m in range(3))
+    torch.testing.assert_close(last(algorithm, meta, tasks, 0)["phi"], expected)
+
+
+def on_each(on: Quadratic, phi: Tensor, tasks: Tasks) -> Tensor:
+    return torch.stack(
+        [
+            on.loss({"phi": phi[t]}, tasks.support_x[t], tasks.support_y[t])
+            for t in range(len(tasks))
+        ]
+    )
+
+
+def test_predictions_are_averaged_as_probabilities() -> None:
+    on, tasks = problem("conv4-support"), image_tasks("conv4-support", 1)
+    algorithm = mixture(on, **MIXTURE)
+    meta = begin(algorithm, on)
+    params = {n: v[0] for n, v in last(algorithm, meta, tasks).items()}
+    found = algorithm.problem.predict(params, tasks.support_x[0], tasks.query_x[0]).exp()
+    expected = sum(
+        params["mixture"][m]
+        * on.predict(
+            {n: v[m] for n, v in params.items() if n != "mixture"},
+            tasks.support_x[0],
+            tasks.query_x[0],
+        ).softmax(1)
+        for m in range(3)
+    )
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found.sum(1), torch.ones(6, dtype=DOUBLE))
+
+
+def test_a_dead_start_begins_again_beside_the_most_used() -> None:
+    start = torch.tensor([[1.0, 2.0], [5.0, 9.0], [-3.0, 0.0]], dtype=DOUBLE)
+    share = torch.tensor([0.3, 0.68, 0.02], dtype=DOUBLE)
+    meta = {"params": {"phi": start}, "mixture": {"share": share, "bias": torch.zeros(3)}}
+    still = {"mixture": {"share": torch.zeros(3, dtype=DOUBLE), "bias": torch.zeros(3)}}
+    assert restarted(meta, still, 0.05, 0.0, 7) is still  # 0.02 is above 5 % of a third
+    moved = restarted(meta, still, 0.1, 0.0, 7)
+    assert (start + moved["params"]["phi"]).tolist() == [[1.0, 2.0], [5.0, 9.0], [5.0, 9.0]]
+    after = share + moved["mixture"]["share"]
+    assert after.tolist() == pytest.approx([0.3, 0.35, 0.35])
+    near = restarted(meta, still, 0.1, 0.5, 7)["params"]["phi"]
+    assert (start + near)[2].tolist() != [5.0, 9.0]
+    assert torch.equal(near, restarted(meta, still, 0.1, 0.5, 7)["params"]["phi"])
+
+
+def test_balance_works_against_starts_that_take_more_than_their_share() -> None:
+    on, tasks = Quadratic(4), quadratic_tasks(5, 4)
+    algorithm = mixture(on, **{**MIXTURE, "balance": 0.1})
+    meta = begin(algorithm, on)
+    meta["mixture"]["bias"] = torch.tensor([1e6, 0.0, 1e6], dtype=DOUBLE)
+    found = algorithm.meta_grad(meta, tasks, 0)
+    assert found.gradient["params"]["phi"][[0, 2]].abs().max() == 0
+    third = pytest.approx(0.1 / 3)
+    assert (-found.shift["mixture"]["bias"]).tolist() == [third, pytest.approx(-0.2 / 3), third]
+    assert algorithm.assign(meta, tasks.support_x, tasks.support_y).tolist() == [1] * 5
+
+
+# The support alone decides

@@ -6,9 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import pytest
-import torch
-from oracles import DOUBLE, MODELS, distance, finite_difference, image_tasks, maml, norm, problem
+from oracles import maml
 
 from metarun.algorithms.adapters import adapters
 from metarun.algorithms.alfa import alfa
@@ -32,10 +30,8 @@ from metarun.algorithms.scratch import scratch
 from metarun.algorithms.signmaml import signmaml
 from metarun.algorithms.transfer import transfer
 from metarun.algorithms.tsamaml import tsamaml
-from metarun.chunks import in_chunks, map_meta
 from metarun.estimators import Evolution, Truncated
-from metarun.problem import Meta, Problem
-from metarun.tasks import Tasks, examples_as_task
+from metarun.problem import Problem
 
 
 @dataclass(frozen=True)

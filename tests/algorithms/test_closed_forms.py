@@ -7,14 +7,13 @@ import torch
 from oracles import DOUBLE, Quadratic, maml, quadratic_tasks
 from torch import Tensor
 
-from metarun.algorithms.base import plain_learner, plain_start
+from metarun.algorithms.base import plain_learner
 from metarun.algorithms.clustered import clustered
 from metarun.algorithms.imaml import imaml
 from metarun.algorithms.reptile import reptile
 from metarun.errors import ConfigError
 from metarun.estimators import Evolution, Truncated, adjoint
-from metarun.implicit import conjugate_gradient, implicit
-from metarun.inner import Learner, gradient_descent
+from metarun.inner import gradient_descent
 from metarun.tasks import Tasks
 
 SIZE, RATE = 6, 0.3

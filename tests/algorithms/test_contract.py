@@ -2,47 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
 import pytest
 import torch
-from oracles import DOUBLE, MODELS, distance, finite_difference, image_tasks, maml, norm, problem
-
-from metarun.algorithms.adapters import adapters
-from metarun.algorithms.alfa import alfa
-from metarun.algorithms.base import MetaAlgorithm
-from metarun.algorithms.baselinepp import baselinepp
-from metarun.algorithms.cavia import cavia
-from metarun.algorithms.centroid import centroid
-from metarun.algorithms.clustered import clustered
-from metarun.algorithms.imaml import imaml
-from metarun.algorithms.logreg import logreg
-from metarun.algorithms.mamlpp import mamlpp
-from metarun.algorithms.metacurvature import metacurvature
-from metarun.algorithms.mixture import mixture
-from metarun.algorithms.mmaml import mmaml
-from metarun.algorithms.multi_maml import multi_maml
-from metarun.algorithms.protomaml import protomaml
-from metarun.algorithms.protonet import protonet
-from metarun.algorithms.r2d2 import r2d2
-from metarun.algorithms.reptile import reptile
-from metarun.algorithms.scratch import scratch
-from metarun.algorithms.signmaml import signmaml
-from metarun.algorithms.transfer import transfer
-from metarun.algorithms.tsamaml import tsamaml
-from metarun.chunks import in_chunks, map_meta
-from metarun.estimators import Evolution, Truncated
-from metarun.problem import Meta, Problem
-from metarun.tasks import Tasks, examples_as_task
 from cases import CASES, Case
+from oracles import DOUBLE, MODELS, distance, finite_difference, image_tasks, norm, problem
+
+from metarun.algorithms.base import MetaAlgorithm
+from metarun.chunks import in_chunks, map_meta
+from metarun.problem import Meta
+from metarun.tasks import Tasks, examples_as_task
 
 TRAINED = [case for case in CASES if case.name != "scratch"]
 CLOSED_FORMS = ("protonet", "protonet-cosine", "r2d2", "logreg", "centroid")  # nothing moves
 ON_ALL_MODELS = ("maml", "fomaml", "imaml", "clustered", "mmaml", "transfer-all")  # a family each
+
+
+def marks(case: Case, model: str) -> list[pytest.MarkDecorator]:
+    """Variants of a family, such as another estimator, are fast on one model and slow on others."""
+    variant = "-" in case.name and case.name not in ON_ALL_MODELS
+    return [pytest.mark.slow] if case.name == "imaml-solved" or (variant and model != "mlp") else []
+
+
 PAIRS = [
-    pytest.param(case, model, id=f"{case.name}-{model}")
+    pytest.param(case, model, id=f"{case.name}-{model}", marks=marks(case, model))
     for case in TRAINED
     for model in MODELS
     if case.name in ON_ALL_MODELS or model in ("mlp", "conv4-none")

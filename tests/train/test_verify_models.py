@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import oracles
-import pytest
 import torch
 from oracles import maml
-from tiny import tiny
+from test_verify import PLAIN, found, one_row
 
-from metarun import verify
-from metarun.algorithms.baselinepp import baselinepp
-from metarun.algorithms.clustered import clustered
-from metarun.algorithms.protomaml import protomaml
-from metarun.algorithms.protonet import protonet
-from metarun.algorithms.r2d2 import r2d2
-from metarun.algorithms.scratch import scratch
-from metarun.checks import Row, Subject, checks
 from metarun.problem import Problem
-from metarun.tasks import Tasks
-from test_verify import WAYS, found, one_row, PLAIN, EXPERIMENT, TASKWISE, GRADIENT, subject
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,9 @@ def main(arguments: list[str] | None = None) -> int:
     variants = {OURS: []} | {f"{OURS} {one}": one.split() for one in asked.also}
     builds = builders(asked.threads, variants)
     if asked.only:
+        if unknown := set(asked.only.split(",")) - set(builds):
+            _say(f"--only: {', '.join(sorted(unknown))}: not here; there are {', '.join(builds)}")
+            return 2
         builds = {name: builds[name] for name in asked.only.split(",")}
     results: dict[str, Any] = {}
     for work in works:

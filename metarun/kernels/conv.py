@@ -18,6 +18,7 @@ from metarun.kernels.fold import channels_inside, channels_outside, fold, like, 
 
 MANY_PIXELS = 2000  # of a task's output, above which torch's own convolution is as fast
 _VECTOR = 64  # bytes
+_LARGEST = 7  # kernel that the C code has room for
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor, *, stride: int, padding: int) -> Tensor:
@@ -54,7 +55,8 @@ class _Shape(NamedTuple):
         """Are there so few pixels, and whole vectors of channels, that the C code is faster."""
         lanes = _VECTOR // x.element_size()
         pixels = self.batch * self.out_height * self.out_width
-        return pixels < MANY_PIXELS and self.outputs % lanes == 0 and self.inputs % lanes == 0
+        whole = self.outputs % lanes == 0 and self.inputs % lanes == 0
+        return whole and pixels < MANY_PIXELS and self.size <= _LARGEST
 
     def thin(self, x: Tensor) -> bool:
         """Is a whole patch but a vector or two, as in a network's first layer."""

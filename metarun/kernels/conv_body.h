@@ -5,16 +5,13 @@ typedef real NAME(vec) __attribute__((vector_size(64), aligned(sizeof(real)), ma
 #define LANES ((int64_t)(64 / sizeof(real)))
 #define AT(pointer, v) (((VEC *)(pointer))[v])
 
-/* Return where the input pixel under a tap of a task's output pixel p begins, or -1 beyond the edge. */
-INLINE int64_t NAME(source)(const shape *s, int64_t p, int64_t tap)
+/* Return where the input pixel under a tap of an output pixel begins, or -1 beyond the edge. */
+INLINE int64_t NAME(source)(const shape *s, const place *p, int64_t tap)
 {
-    const int64_t ow = p % s->out_width, oh = p / s->out_width % s->out_height;
-    const int64_t b = p / (s->out_width * s->out_height);
-    const int64_t h = oh * s->stride - s->padding + tap / s->size;
-    const int64_t w = ow * s->stride - s->padding + tap % s->size;
+    const int64_t h = p->h + s->down[tap], w = p->w + s->across[tap];
     if (h < 0 || w < 0 || h >= s->height || w >= s->width)
         return -1;
-    return ((b * s->height + h) * s->width + w) * s->in;
+    return ((p->b * s->height + h) * s->width + w) * s->in;
 }
 
 /* sums[r][v] += sum_i rows[r][i] * weights[i * apart + v] */
@@ -48,15 +45,17 @@ INLINE void NAME(forward_tile)(const int wide, const shape *s, const real *const
 
 /* y = x * w + bias; bias may be NULL. Return 0, or 1 when memory is short. */
 int NAME(conv_forward)(const real *x, const real *weights, int64_t apart, const real *bias, real *y,
-                       const shape *s)
+                       const given *of)
 {
+    const shape prepared = prepare(of), *s = &prepared;
+    const place *places = s->places;
     const int64_t taps = s->size * s->size, count = taps * s->in;
     const int64_t pixels = s->batch * s->out_height * s->out_width;
     const int64_t image = s->batch * s->height * s->width * s->in; /* numbers a task */
     real *packed = malloc(sizeof(real) * (count * s->out)), *zeros = calloc(s->in, sizeof(real));
     const real *rows[MOST_TAPS * TILE];
-    if (!packed || !zeros) {
-        free(packed), free(zeros);
+    if (!packed || !zeros || !places) {
+        free(packed), free(zeros), free(s->places);
         return 1;
     }
     for (int64_t t = 0; t < s->tasks; t++) {
@@ -73,7 +72,7 @@ int NAME(conv_forward)(const real *x, const real *weights, int64_t apart, const 
                 const int64_t at = p + r < pixels ? p + r : pixels - 1;
                 out[r] = y + (t * pixels + at) * s->out;
                 for (int64_t tap = 0; tap < taps; tap++) {
-                    const int64_t from = NAME(source)(s, at, tap);
+                    const int64_t from = NAME(source)(s, places + at, tap);
                     rows[tap * TILE + r] = from < 0 ? zeros : x + t * image + from;
                 }
             }
@@ -90,7 +89,7 @@ int NAME(conv_forward)(const real *x, const real *weights, int64_t apart, const 
 #undef STEP
         }
     }
-    free(packed), free(zeros);
+    free(packed), free(zeros), free(s->places);
     return 0;
 }
 
@@ -109,8 +108,12 @@ INLINE void NAME(input_tile)(const int wide, const shape *s, const real *const d
 }
 
 /* dx, the gradient of x. */
-int NAME(conv_input)(const real *dy, const real *weights, int64_t apart, real *dx, const shape *s)
+int NAME(conv_input)(const real *dy, const real *weights, int64_t apart, real *dx, const given *of)
 {
+    const shape prepared = prepare(of), *s = &prepared;
+    const place *places = s->places;
+    if (!places)
+        return 1;
     const int64_t taps = s->size * s->size, pixels = s->batch * s->out_height * s->out_width;
     const int64_t image = s->batch * s->height * s->width * s->in;
     memset(dx, 0, sizeof(real) * (s->tasks * image));
@@ -123,7 +126,7 @@ int NAME(conv_input)(const real *dy, const real *weights, int64_t apart, real *d
             for (int64_t tap = 0; tap < taps; tap++) {
                 int64_t from[TILE], i = 0;
                 for (int r = 0; r < filled; r++)
-                    from[r] = NAME(source)(s, p + r, tap);
+                    from[r] = NAME(source)(s, places + p + r, tap);
 #define STEP(n)                                                                              \
     for (; i + n * LANES <= s->in; i += n * LANES) {                                         \
         real *to[TILE];                                                                      \
@@ -135,22 +138,28 @@ int NAME(conv_input)(const real *dy, const real *weights, int64_t apart, real *d
 #undef STEP
             }
         }
+    free(s->places);
     return 0;
 }
 
 /* out [T, B, OH, OW, row]: the patch under each output pixel, filled up with zeros. */
-int NAME(patches)(const real *x, real *out, int64_t row, const shape *s)
+int NAME(patches)(const real *x, real *out, int64_t row, const given *of)
 {
+    const shape prepared = prepare(of), *s = &prepared;
+    const place *places = s->places;
+    if (!places)
+        return 1;
     const int64_t taps = s->size * s->size, pixels = s->batch * s->out_height * s->out_width;
     const int64_t image = s->batch * s->height * s->width * s->in;
     memset(out, 0, sizeof(real) * (s->tasks * pixels * row));
     for (int64_t t = 0; t < s->tasks; t++)
         for (int64_t p = 0; p < pixels; p++)
             for (int64_t tap = 0; tap < taps; tap++) {
-                const int64_t from = NAME(source)(s, p, tap);
+                const int64_t from = NAME(source)(s, places + p, tap);
                 for (int64_t i = 0; from >= 0 && i < s->in; i++)
                     out[(t * pixels + p) * row + tap * s->in + i] = x[t * image + from + i];
             }
+    free(s->places);
     return 0;
 }
 
@@ -175,15 +184,19 @@ INLINE void NAME(weight_tile)(const int wide, int64_t pixels, const real *const 
 }
 
 /* dw [T, O, k, k, I] and db [T, O], the gradients of the weights; db may be NULL. */
-int NAME(conv_weight)(const real *x, const real *dy, real *dw, real *db, const shape *s)
+int NAME(conv_weight)(const real *x, const real *dy, real *dw, real *db, const given *of)
 {
+    const shape prepared = prepare(of), *s = &prepared;
+    const place *places = s->places;
     const int64_t taps = s->size * s->size, count = taps * s->in, apart = s->out;
     const int64_t pixels = s->batch * s->out_height * s->out_width;
     const int64_t image = s->batch * s->height * s->width * s->in;
     real *zeros = calloc(s->in, sizeof(real));
     const real *rows[PIXELS];
-    if (!zeros)
+    if (!zeros || !places) {
+        free(zeros), free(s->places);
         return 1;
+    }
     memset(dw, 0, sizeof(real) * (s->tasks * s->out * count));
     if (db)
         memset(db, 0, sizeof(real) * (s->tasks * s->out));
@@ -197,7 +210,7 @@ int NAME(conv_weight)(const real *x, const real *dy, real *dw, real *db, const s
                         db[t * s->out + o] += d[p * apart + o];
             for (int64_t tap = 0; tap < taps; tap++) {
                 for (int64_t p = 0; p < block; p++) {
-                    const int64_t from = NAME(source)(s, first + p, tap);
+                    const int64_t from = NAME(source)(s, places + first + p, tap);
                     rows[p] = from < 0 ? zeros : x + t * image + from;
                 }
                 for (int64_t o = 0; o < s->out; o += 4) {
@@ -214,7 +227,7 @@ int NAME(conv_weight)(const real *x, const real *dy, real *dw, real *db, const s
                 }
             }
         }
-    free(zeros);
+    free(zeros), free(s->places);
     return 0;
 }
 

@@ -18,6 +18,7 @@ from metarun.errors import ConfigError
 from metarun.evaluate import Scores, evaluate
 from metarun.hardware import Hardware
 from metarun.longloop import observed
+from metarun.metagradient import ALONE
 from metarun.models.layers import kernel_blocks, use_kernels
 from metarun.models.net import Net, set_running, use_running
 from metarun.parallel import Workers
@@ -110,9 +111,11 @@ class Experiment:
     def tasks_at_once(self, split: Split = "train") -> int:
         """Return how many tasks run together on this hardware."""
         queries = self.task.test_queries if split == "test" else self.task.queries
-        rows = self.task.ways * (self.task.shots + queries)
+        size = self.task.ways * prod(self.source.features)
         batch = self.outer.batch if split == "train" else self.test.tasks
-        return self.hardware.tasks_at_once(rows * prod(self.source.features), batch)
+        if split == "train" and self.hardware.way == "batched" and size * queries >= ALONE:
+            queries = 0  # these are taken one task at a time
+        return self.hardware.tasks_at_once(size * (self.task.shots + queries), batch)
 
     def normalisation(self) -> str:
         """Return the normalisation mode that belongs beside every number."""

@@ -28,6 +28,7 @@ from metarun.tasks import Tasks
 
 CHECKED = 2  # tasks whose gradient is compared; what is wrong with tasks shows with two
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}  # relative to the gradient's norm
+ROUNDINGS = 16  # of a number on its way through a few layers
 SENSITIVE = 30  # times what rounding the start otherwise does to the loop's own gradient
 TIMED = 3  # meta-steps for each way that is tried
 
@@ -93,7 +94,7 @@ def _difference(experiment: Experiment, meta_grad: MetaGrad, meta: Meta) -> tupl
     """Return how far the chosen way's gradient is from the loop's, and how far it may be.
 
     Long inner loops amplify rounding, so the loop itself is asked how much: it runs once more
-    from a start whose numbers are off by a rounding error.
+    from a start whose numbers are off by some rounding errors.
     """
     running = experiment.algorithm.meta_grad
     assert running is not None
@@ -109,7 +110,8 @@ def _difference(experiment: Experiment, meta_grad: MetaGrad, meta: Meta) -> tupl
 
 def _shaken(value: torch.Tensor) -> torch.Tensor:
     sign = torch.where(torch.arange(value.numel(), device=value.device) % 2 == 0, 1.0, -1.0)
-    return value * (1 + torch.finfo(value.dtype).eps * sign.view_as(value).to(value.dtype))
+    by = ROUNDINGS * torch.finfo(value.dtype).eps
+    return value * (1 + by * sign.view_as(value).to(value.dtype))
 
 
 def _apart(a: Meta, b: Meta) -> float:

@@ -16,7 +16,7 @@ from metarun.config import Checked, Part
 from metarun.data.source import Source, Split
 from metarun.errors import ConfigError
 from metarun.evaluate import Scores, evaluate
-from metarun.hardware import Hardware
+from metarun.hardware import WORTH_A_THREAD, Hardware
 from metarun.longloop import observed
 from metarun.metagradient import ALONE
 from metarun.models.layers import kernel_blocks, use_kernels
@@ -113,9 +113,11 @@ class Experiment:
         queries = self.task.test_queries if split == "test" else self.task.queries
         size = self.task.ways * prod(self.source.features)
         batch = self.outer.batch if split == "train" else self.test.tasks
+        numbers = size * (self.task.shots + queries)
         if split == "train" and self.hardware.way == "batched" and size * queries >= ALONE:
-            queries = 0  # these are taken one task at a time
-        return self.hardware.tasks_at_once(size * (self.task.shots + queries), batch)
+            # These are taken one task at a time; the support alone decides, worth a thread or not.
+            numbers = max(size * self.task.shots, WORTH_A_THREAD)
+        return self.hardware.tasks_at_once(numbers, batch)
 
     def normalisation(self) -> str:
         """Return the normalisation mode that belongs beside every number."""

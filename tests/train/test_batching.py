@@ -169,3 +169,12 @@ def test_what_depends_on_the_meta_step_or_on_numbers_is_not_compiled() -> None:
         compiled(aging, meta, tasks)
     with pytest.raises(NotCompiledError):
         compiled(looking, meta, tasks)
+
+
+@KERNELS
+def test_many_queries_leave_a_chunk_for_every_core() -> None:
+    """They are taken task by task: supports alone decide how many tasks run together."""
+    few = images("algo=maml", "outer.batch=32", "task.queries=1", "hardware.threads=2")
+    many = images("algo=maml", "outer.batch=32", "task.queries=15", "hardware.threads=2")
+    assert few.tasks_at_once() == many.tasks_at_once() == 16
+    assert images("outer.batch=32", "task.queries=15", "hardware.batching=vmap").tasks_at_once() < 8

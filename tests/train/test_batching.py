@@ -135,7 +135,7 @@ def test_the_choice_is_on_record(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_one_graph_gives_the_same_and_other_shapes_run_as_they_are() -> None:
-    experiment = tiny("algo=clustered", "algo.starts=2", "hardware.compile=true")
+    experiment = tiny("algo=clustered", "algo.starts=2", "algo.warm_up=0", "hardware.compile=true")
     meta = experiment.initial()
     settled, choice = settle(experiment, meta)
     assert choice is not None

@@ -24,6 +24,8 @@ from metarun.problem import Problem
 from metarun.tasks import Tasks
 
 WAYS = 3
+CLUSTERS = dict(starts=2, assign="after", spread=0.3, balance=0.1)
+CLUSTERS |= dict(folds=2, graded_by="support", warm_up=0)
 PLAIN = dict(inner_lr=0.1, steps=2, estimator="adjoint")
 GRADIENT = ["repeated", "loop = vmap", "finite differences"]
 ESTIMATORS = ["estimators agree", "first order", "no steps"]
@@ -95,7 +97,7 @@ def one_row(name: str, factory, on: Problem) -> Row:
         (maml, {**PLAIN, "estimator": "first_order"}, [*ESTIMATORS, *TASKWISE]),
         pytest.param(
             clustered,
-            {**PLAIN, "starts": 2, "assign": "after", "spread": 0.3, "balance": 0.1},
+            {**PLAIN, **CLUSTERS},
             [*ESTIMATORS, *TASKWISE],
             marks=pytest.mark.slow,
         ),

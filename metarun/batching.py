@@ -25,11 +25,11 @@ from metarun.metagradient import MetaGrad
 from metarun.models.layers import use_kernels, without_kernels
 from metarun.problem import Meta
 from metarun.tasks import Tasks
+from metarun.trees import apart
 
 CHECKED = 2  # tasks whose gradient is compared; what is wrong with tasks shows with two
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}  # relative to the gradient's norm
-ROUNDINGS = 16  # of a number on its way through a few layers
-SENSITIVE = 30  # times what rounding the start otherwise does to the loop's own gradient
+TOLERANCE = 1e-6  # relative to the gradient's norm, in float64: hundreds of steps amplify 1e-16
+COMPILED = {torch.float32: 1e-4, torch.float64: 1e-8}  # of a graph, in its own precision
 TIMED = 3  # meta-steps for each way that is tried
 
 
@@ -52,7 +52,8 @@ class Choice(NamedTuple):
 def settle(experiment: Experiment, meta: Meta) -> tuple[Experiment, Choice | None]:
     """Return the experiment with its way of batching decided and checked; None: none is needed.
 
-    A way whose meta-gradient is not the loop's, as far as rounding explains, is not used.
+    A way whose meta-gradient is not the loop's is not used. They are compared in float64, where
+    long inner loops do not turn roundings into differences; the code is the same in float32.
     """
     meta_grad = experiment.algorithm.meta_grad
     if meta_grad is None or experiment.algorithm.batches == "examples":
@@ -62,14 +63,14 @@ def settle(experiment: Experiment, meta: Meta) -> tuple[Experiment, Choice | Non
     if experiment.hardware.batching == "tune":
         way, chunk, reason, seconds = _tuned(experiment, meta)
     chosen = _with(experiment, way, chunk)
-    chosen, graph = _compiled(chosen, meta_grad, meta)
-    difference, tolerance = _difference(chosen, meta_grad, meta)
-    if difference > tolerance:
+    difference = _difference(chosen, meta_grad, meta)
+    if not difference <= TOLERANCE:
         reason = f"the meta-gradient by {way} is {difference:.1e} from the loop's"
-        way, chunk, graph = "loop", 1, "not asked for"
+        way, chunk = "loop", 1
         chosen = _with(experiment, way, chunk)
         console.warn(f"hardware.batching: {reason}; running the plain loop")
-    return chosen, Choice(way, chunk, reason, difference, tolerance, seconds, graph)
+    chosen, graph = _compiled(chosen, meta_grad, meta)
+    return chosen, Choice(way, chunk, reason, difference, TOLERANCE, seconds, graph)
 
 
 def _compiled(experiment: Experiment, meta_grad: MetaGrad, meta: Meta) -> tuple[Experiment, str]:
@@ -79,6 +80,9 @@ def _compiled(experiment: Experiment, meta_grad: MetaGrad, meta: Meta) -> tuple[
     tasks = experiment.batch(0)[: experiment.tasks_at_once()]
     try:
         fast = compiled(meta_grad, meta, tasks)
+        difference = apart(fast(meta, tasks, 0).gradient, meta_grad(meta, tasks, 0).gradient)
+        if not difference <= COMPILED[experiment.hardware.dtype]:
+            raise NotCompiledError(f"the graph's meta-gradient is {difference:.1e} from eager's")
     except NotCompiledError as error:
         console.warn(f"hardware.compile: {error}; running it as it is")
         return experiment, str(error)
@@ -90,38 +94,14 @@ def _with(experiment: Experiment, way: Way, chunk: int) -> Experiment:
     return replace(experiment, hardware=replace(experiment.hardware, way=way, chunk=chunk))
 
 
-def _difference(experiment: Experiment, meta_grad: MetaGrad, meta: Meta) -> tuple[float, float]:
-    """Return how far the chosen way's gradient is from the loop's, and how far it may be.
-
-    Long inner loops amplify rounding, so the loop itself is asked how much: it runs once more
-    from a start whose numbers are off by some rounding errors.
-    """
-    running = experiment.algorithm.meta_grad
-    assert running is not None
-    count = experiment.tasks_at_once() if experiment.hardware.compile else CHECKED
-    tasks = experiment.batch(0)[:count]
-    found = running(meta, tasks, 0).gradient
+def _difference(experiment: Experiment, meta_grad: MetaGrad, meta: Meta) -> float:
+    """Return how far the chosen way's gradient is from the loop's, in float64."""
+    exact = map_meta(lambda value: value.to(torch.float64), meta)
+    tasks = experiment.batch(0)[:CHECKED].to(torch.float64)
+    found = meta_grad(exact, tasks, 0).gradient
     with without_kernels(experiment.problem.model):
-        plain = in_chunks(meta_grad, meta, tasks, 0, 1)[0].gradient
-        shaken = in_chunks(meta_grad, map_meta(_shaken, meta), tasks, 0, 1)[0].gradient
-    rounding = _apart(shaken, plain)
-    return _apart(found, plain), max(TOLERANCE[experiment.hardware.dtype], SENSITIVE * rounding)
-
-
-def _shaken(value: torch.Tensor) -> torch.Tensor:
-    sign = torch.where(torch.arange(value.numel(), device=value.device) % 2 == 0, 1.0, -1.0)
-    by = ROUNDINGS * torch.finfo(value.dtype).eps
-    return value * (1 + by * sign.view_as(value).to(value.dtype))
-
-
-def _apart(a: Meta, b: Meta) -> float:
-    squares = [
-        torch.stack([(a[g][n] - v).double().square().sum(), v.double().square().sum()])
-        for g, params in b.items()
-        for n, v in params.items()
-    ]
-    apart, size = torch.stack(squares).sum(0)
-    return float((apart / size.clamp_min(torch.finfo(torch.float64).tiny)).sqrt())
+        plain = in_chunks(meta_grad, exact, tasks, 0, 1)[0].gradient
+    return apart(found, plain)
 
 
 def _tuned(experiment: Experiment, meta: Meta) -> tuple[Way, int, str, dict[str, float]]:

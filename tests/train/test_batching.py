@@ -22,6 +22,7 @@ from metarun.problem import Meta
 from metarun.records import read
 from metarun.run import run_job
 from metarun.tasks import Tasks
+from metarun.trees import apart
 
 COMPILER = any(map(shutil.which, ("cc", "gcc", "clang")))
 KERNELS = pytest.mark.skipif(not COMPILER, reason="no C compiler")  # one that fails is no excuse
@@ -54,9 +55,10 @@ def test_auto_takes_the_kernels_and_agrees_with_the_loop(algo: str) -> None:
     assert (choice.way, settled.hardware.way) == ("batched", "batched")
     assert choice.difference <= choice.tolerance
     assert choice.difference > 0, "the kernels were not used: floats never agree to the last bit"
+    assert choice.tolerance == 1e-6
     assert settle(plain, meta)[1].way == "loop"
-    apart = batching._apart(gradient(settled, meta), gradient(plain, meta))
-    assert apart <= 30 * choice.tolerance
+    off = apart(gradient(settled, meta), gradient(plain, meta))
+    assert off <= 1e-4
 
 
 @KERNELS
@@ -65,7 +67,7 @@ def test_operations_are_counted_whoever_carries_them_out() -> None:
     meta = plain.initial()
     assert flops_per_meta_step(fast, meta) == flops_per_meta_step(plain, meta) > 1e6
     assert fast.hardware.way == "batched"
-    assert batching._apart(gradient(fast, meta), gradient(plain, meta)) > 0, "kernels are off"
+    assert apart(gradient(fast, meta), gradient(plain, meta)) > 0, "kernels are off"
 
 
 def test_without_a_compiler_torch_does_the_work(monkeypatch) -> None:
@@ -89,15 +91,17 @@ def wrong(meta_grad: MetaGrad) -> MetaGrad:
 
     def mixing(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
         found = meta_grad(meta, tasks, step)
-        by = 1.01 if len(tasks) > 1 else 1.0
+        by = 1.0001 if len(tasks) > 1 else 1.0
         grown = {g: {n: v * by for n, v in params.items()} for g, params in found.gradient.items()}
         return found._replace(gradient=grown)
 
     return mixing
 
 
-def test_a_way_that_is_not_the_loop_s_is_refused(capsys) -> None:
-    experiment = tiny("algo=maml")
+@pytest.mark.parametrize("steps", [2, 40], ids=["short-loop", "long-loop"])
+def test_a_way_that_is_not_the_loop_s_is_refused(steps: int, capsys) -> None:
+    """Off by one in ten thousand, also where float32 turns roundings into larger differences."""
+    experiment = tiny("algo=maml", "algo.inner_lr=0.1", f"algo.steps={steps}")
     algorithm = experiment.algorithm
     assert algorithm.meta_grad is not None
     broken = batching.replace(
@@ -147,7 +151,7 @@ def test_one_graph_gives_the_same_and_other_shapes_run_as_they_are() -> None:
     assert fast is not None
     for tasks in (experiment.batch(3), experiment.batch(3)[:3]):
         found, wanted = fast(meta, tasks, 3), plain(meta, tasks, 3)
-        assert batching._apart(found.gradient, wanted.gradient) < 1e-5
+        assert apart(found.gradient, wanted.gradient) < 1e-5
         torch.testing.assert_close(found.losses, wanted.losses)
         torch.testing.assert_close(found.shift["balance"], wanted.shift["balance"])
 

@@ -11,7 +11,17 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "metarun"
 CORE = {"errors", "tasks", "problem", "inner", "estimators", "implicit", "algorithms", "models"}
-CORE |= {"evolution", "metagradient", "encoder", "kmeans", "lbfgs", "masks", "nearest", "rates"}
+CORE |= {
+    "evolution",
+    "metagradient",
+    "encoder",
+    "fitness",
+    "kmeans",
+    "lbfgs",
+    "masks",
+    "nearest",
+    "rates",
+}
 HEAVY = ("torch", "wandb", "matplotlib", "scipy", "pandas")
 
 

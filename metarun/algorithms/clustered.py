@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.func import grad
 
 from metarun.algorithms.base import (
     Count,
@@ -18,8 +17,8 @@ from metarun.algorithms.base import (
     from_starts,
     spread_starts,
 )
-from metarun.errors import ConfigError
 from metarun.estimators import Estimator, check_estimator, estimate, is_exact
+from metarun.fitness import Score, check_score, fit, support_score
 from metarun.inner import Learner, adapt, gradient_descent, over_tasks
 from metarun.metagradient import MetaGradient
 from metarun.problem import Meta, Params, Problem
@@ -33,7 +32,7 @@ def clustered(
     steps: Count,
     estimator: Estimator,
     starts: Count,
-    assign: Literal["before", "after", "holdout"],
+    assign: Score,
     folds: Annotated[int, Field(ge=2)] | None,
     graded_by: Literal["support", "query"],
     spread: Annotated[float, Field(ge=0)],
@@ -53,11 +52,7 @@ def clustered(
     deviations apart. For `warm_up` meta-steps they move together, less and less: each learns from
     all tasks before it learns from its own alone.
     """
-    if assign == "before" and problem.kind == "classification":
-        raise ConfigError(
-            "algo.assign: before adaptation every start is at chance when labels are permuted; "
-            "use algo.assign=holdout (2 shots or more) or after"
-        )
+    check_score(problem, assign, "algo.assign")
     check_estimator(estimator, steps)
     update = gradient_descent(inner_lr)
 
@@ -65,26 +60,10 @@ def clustered(
         stacked = spread_starts(params, starts, spread)
         return {"params": stacked, "balance": {"bias": torch.zeros(starts)}}
 
-    def fit(params: Params, x: Tensor, y: Tensor) -> Params:
-        for step in range(steps):
-            gradient = grad(problem.loss)(params, x, y)
-            adapted = {name: params[name] for name in problem.model.adapted}
-            params = params | update({}, step, adapted, gradient)
-        return params
-
-    def score(params: Params, x: Tensor, y: Tensor) -> Tensor:
-        if assign == "before":
-            return problem.loss(params, x, y)
-        if assign == "after":
-            return problem.loss(fit(params, x, y), x, y)
-        losses = [
-            problem.loss(fit(params, x[learn], y[learn]), x[held], y[held])
-            for learn, held in _parts(y, folds, problem)
-        ]
-        return torch.stack(losses).mean()
+    score = support_score(problem, assign, folds, update, steps)
 
     def grade(params: Params, x: Tensor, y: Tensor, query_x: Tensor, query_y: Tensor) -> Tensor:
-        return problem.query_loss(fit(params, x, y), x, query_x, query_y)
+        return problem.query_loss(fit(problem, update, steps, params, x, y), x, query_x, query_y)
 
     def scores(meta: Meta, *task: Tensor) -> Tensor:
         """Score every start on one task, [M]: by its support, or by its query if that is given."""
@@ -138,15 +117,3 @@ def clustered(
         assign=choose,
         each=each,
     )
-
-
-def _parts(y: Tensor, folds: int | None, problem: Problem) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield what is learned from and what is held out, each part of every class in turn."""
-    rows, classes = y.shape[0], 1
-    order = torch.arange(rows, device=y.device)
-    if problem.kind == "classification":
-        order, classes = torch.argsort(y, stable=True), problem.model.outputs
-    count = folds or max(2, rows // classes)
-    for part in range(count):
-        held = order[part::count]
-        yield order[torch.arange(rows, device=y.device) % count != part], held

@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.func import grad
 
 from metarun.algorithms.base import (
     Count,
@@ -25,6 +24,7 @@ from metarun.algorithms.base import (
 from metarun.encoder import set_encoder
 from metarun.errors import ConfigError
 from metarun.estimators import Estimator, check_estimator, estimate, is_exact
+from metarun.fitness import Score, check_score, support_score
 from metarun.inner import Learner, adapt, gradient_descent, over_tasks
 from metarun.metagradient import MetaGradient
 from metarun.problem import Meta, Params, Problem
@@ -43,7 +43,7 @@ def mixture(
     starts: Count,
     weights: Literal["em", "gate"],
     combine: Literal["predictions", "parameters"],
-    score: Literal["before", "after", "holdout"],
+    score: Score,
     temperature: Rate,
     width: Count,
     share_rate: Fraction,
@@ -72,6 +72,7 @@ def mixture(
     _check(problem, weights, combine, score, starts)
     update, mixed = gradient_descent(inner_lr), combine == "predictions"
     judge = Mixed(problem.model, problem.kind, single=problem) if mixed else problem
+    fits = support_score(problem, score, 2, update, steps)
     encoder = set_encoder(problem, width, starts) if weights == "gate" else None
 
     def init(params: Params) -> Meta:
@@ -86,15 +87,8 @@ def mixture(
         if encoder is not None:
             return encoder.encode(meta["encoder"], x, y) / temperature
         params = {name: value.detach() for name, value in meta["params"].items()}
-        losses = over_starts(lambda p: support_score(problem, score, fit, p, x, y), params)
+        losses = over_starts(lambda one: fits(one, x, y), params)
         return meta["mixture"]["share"].clamp_min(1e-6).log() - len(y) * losses / temperature
-
-    def fit(params: Params, x: Tensor, y: Tensor) -> Params:
-        for step in range(steps):
-            gradient = grad(problem.loss)(params, x, y)
-            adapted = {name: params[name] for name in problem.model.adapted}
-            params = params | update({}, step, adapted, gradient)
-        return params
 
     def responsible(meta: Meta, x: Tensor, y: Tensor) -> Tensor:
         """Return how much each start counts for each task, [T, M]; rows add up to one."""
@@ -199,32 +193,6 @@ def over_starts(function: Callable[[Params], Tensor], params: Params) -> Tensor:
     return torch.vmap(function)(stacked)
 
 
-def support_score(
-    problem: Problem,
-    how: Literal["before", "after", "holdout"],
-    fit: Callable[[Params, Tensor, Tensor], Params],
-    params: Params,
-    x: Tensor,
-    y: Tensor,
-) -> Tensor:
-    """Return a start's mean loss on one support: unadapted, adapted, or cross-validated."""
-    if how == "before":
-        return problem.loss(params, x, y)
-    if how == "after":
-        return problem.loss(fit(params, x, y), x, y)
-    order = (
-        torch.argsort(y, stable=True)
-        if problem.kind == "classification"
-        else torch.arange(len(y), device=y.device)
-    )
-    halves = (order[::2], order[1::2])
-    losses = [
-        problem.loss(fit(params, x[learn], y[learn]), x[held], y[held])
-        for learn, held in (halves, halves[::-1])
-    ]
-    return torch.stack(losses).mean()
-
-
 def restarted(meta: Meta, shift: Meta, restart: float, spread: float, step: int) -> Meta:
     """Add to the shift a new beginning of the least used start, when its share is too small.
 
@@ -246,14 +214,10 @@ def restarted(meta: Meta, shift: Meta, restart: float, spread: float, step: int)
     return shift | {"mixture": state, "params": moves}
 
 
-def _check(problem: Problem, weights: str, combine: str, score: str, starts: int) -> None:
-    classify, model = problem.kind == "classification", problem.model
-    if weights == "em" and score == "before" and classify and starts > 1:
-        raise ConfigError(
-            "algo.score: before adaptation every start is at chance when labels are permuted; "
-            "use algo.score=holdout (2 shots or more) or after"
-        )
-    if combine == "predictions" and getattr(model, "bn_mode", None) == "running":
+def _check(problem: Problem, weights: str, combine: str, score: Score, starts: int) -> None:
+    if weights == "em" and starts > 1:
+        check_score(problem, score, "algo.score")
+    if combine == "predictions" and getattr(problem.model, "bn_mode", None) == "running":
         raise ConfigError(
             "model.bn_mode=running: algo.combine=predictions asks several models at once, and "
             "averages are kept of one; use model.bn_mode=transductive or algo.combine=parameters"

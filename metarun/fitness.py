@@ -1,0 +1,75 @@
+"""How well one start fits one task, as its support alone tells it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.func import grad
+
+from metarun.errors import ConfigError
+from metarun.problem import Meta, Params, Problem
+
+Score = Literal["before", "after", "holdout"]
+Update = Callable[[Meta, int, Params, Params], Params]
+
+
+def fit(
+    problem: Problem, update: Update, steps: int, params: Params, x: Tensor, y: Tensor
+) -> Params:
+    """Return one task's parameters after `steps` on a support, with no way back through them."""
+    for step in range(steps):
+        gradient = grad(problem.loss)(params, x, y)
+        adapted = {name: params[name] for name in problem.model.adapted}
+        params = params | update({}, step, adapted, gradient)
+    return params
+
+
+def support_score(
+    problem: Problem, how: Score, folds: int | None, update: Update, steps: int
+) -> Callable[[Params, Tensor, Tensor], Tensor]:
+    """Return a function from a start and one support to its mean loss, lower for a better fit.
+
+    `before` adaptation, `after` it, or `holdout`: adapted on all but one of `folds` parts of
+    each class and scored on that part, in turn; every example is a part when there is no number.
+    """
+
+    def score(params: Params, x: Tensor, y: Tensor) -> Tensor:
+        if how == "before":
+            return problem.loss(params, x, y)
+        if how == "after":
+            return problem.loss(fit(problem, update, steps, params, x, y), x, y)
+        losses = [
+            problem.loss(fit(problem, update, steps, params, x[learn], y[learn]), x[held], y[held])
+            for learn, held in _parts(problem, folds, y)
+        ]
+        return torch.stack(losses).mean()
+
+    return score
+
+
+def check_score(problem: Problem, how: Score, setting: str) -> None:
+    """Refuse a score that is noise on this problem.
+
+    Raises:
+        ConfigError: `before` adaptation in classification.
+    """
+    if how == "before" and problem.kind == "classification":
+        raise ConfigError(
+            f"{setting}: before adaptation every start is at chance when labels are permuted; "
+            f"use {setting}=holdout (2 shots or more) or after"
+        )
+
+
+def _parts(problem: Problem, folds: int | None, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield what is learned from and what is held out, each part of every class in turn."""
+    rows, classes = len(y), 1
+    order = torch.arange(rows, device=y.device)
+    if problem.kind == "classification":
+        order, classes = torch.argsort(y, stable=True), problem.model.outputs
+    count = folds or max(2, rows // classes)
+    for part in range(count):
+        held = order[part::count]
+        yield order[torch.arange(rows, device=y.device) % count != part], held

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metarun.kernels.conv import conv2d
+from metarun.kernels.first import first_block, suits
 from metarun.kernels.norm import norm_act_pool
 
 NormKind = Literal["batch", "group", "layer", "none"]
@@ -88,6 +89,14 @@ class Norm(nn.Module):
         return centred, variance
 
 
+class Kernel(TypedDict):
+    """What the kernels must know of a block."""
+
+    pool: int
+    eps: float
+    slope: float
+
+
 class ConvBlock(nn.Module):
     """3x3 convolution, normalisation, activation, halving by stride or by 2x2 max-pool."""
 
@@ -113,10 +122,12 @@ class ConvBlock(nn.Module):
         if self.fused and slope is not None and reference is None and not norm.special:
             weight, bias = self.conv.weight, self.conv.bias
             assert bias is not None
+            how: Kernel = {"pool": self.pool, "eps": norm.eps, "slope": slope}
+            if suits(x, weight):
+                given = x, weight, bias, norm.weight, norm.bias
+                return first_block(*given, stride=self.stride, padding=1, **how)
             h = conv2d(x, weight, bias, stride=self.stride, padding=1)
-            return norm_act_pool(
-                h, norm.weight, norm.bias, pool=self.pool, eps=norm.eps, slope=slope
-            )
+            return norm_act_pool(h, norm.weight, norm.bias, **how)
         h = self.activation(norm(self.conv(x), reference))
         return F.max_pool2d(h, 2) if self.pool == 2 else h
 

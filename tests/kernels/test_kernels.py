@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from against_torch import DOUBLE, EPS, assert_same, draw, plain_norm, second_order
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
@@ -17,47 +18,14 @@ from metarun.kernels.norm import norm_act_pool
 COMPILER = any(map(shutil.which, ("cc", "gcc", "clang")))
 # Without a compiler there is nothing to test; with one, kernels that cannot be built are a failure.
 pytestmark = pytest.mark.skipif(not COMPILER, reason="no C compiler")
-DOUBLE = torch.float64
-EPS = 1e-5
 
 
 def test_they_are_built_where_there_is_a_compiler() -> None:
     assert why_not() == ""
 
 
-def draw(*shape: int, seed: int = 0, dtype: torch.dtype = DOUBLE) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=dtype).requires_grad_()
-
-
-def plain_norm(x: Tensor, gain: Tensor, bias: Tensor, pool: int, slope: float) -> Tensor:
-    mean = x.mean((0, 2, 3), keepdim=True)
-    variance = (x - mean).square().mean((0, 2, 3), keepdim=True)
-    y = (x - mean) / (variance + EPS).sqrt() * gain.view(1, -1, 1, 1) + bias.view(1, -1, 1, 1)
-    return F.max_pool2d(F.leaky_relu(y, slope), pool)
-
-
 def norm(x: Tensor, gain: Tensor, bias: Tensor, pool: int, slope: float) -> Tensor:
     return norm_act_pool(x, gain, bias, pool=pool, eps=EPS, slope=slope)
-
-
-def second_order(function, inputs: list[Tensor], seed: int = 9) -> list[Tensor]:
-    """Return the value, its gradients, and the gradients of a random product of those."""
-    value = function(*inputs)
-    pull = draw(*value.shape, seed=seed, dtype=value.dtype).detach()
-    first = torch.autograd.grad(value, inputs, pull, create_graph=True)
-    product = sum((g * draw(*g.shape, seed=seed + 1, dtype=g.dtype)).sum() for g in first)
-    second = torch.autograd.grad(product, inputs, allow_unused=True)
-    return [
-        value,
-        *first,
-        *(torch.zeros_like(x) if s is None else s for x, s in zip(inputs, second, strict=True)),
-    ]
-
-
-def assert_same(found: list[Tensor], wanted: list[Tensor], tolerance: float) -> None:
-    for a, b in zip(found, wanted, strict=True):
-        assert (a - b).norm() <= tolerance * max(1.0, float(b.detach().norm()))
 
 
 NORMS = [

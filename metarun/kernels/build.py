@@ -18,7 +18,7 @@ from torch import Tensor
 from metarun.files import cache_root
 
 COMPILED = ("norm.c", "conv.c", "first.c")
-INCLUDED = ("norm_body.h", "conv_body.h", "first_body.h")
+INCLUDED = ("norm_body.h", "conv_body.h", "first_frame.h", "first_moments.h", "first_body.h")
 # No -ffast-math: a NaN must stay one. Sums keep the order in which they are written.
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 _TYPES = {torch.float32: "float", torch.float64: "double"}

@@ -1,9 +1,10 @@
 /* Convolution and its two gradients where every task has weights of its own.
  *
- * Compiled twice, for float and for double. Images are [T, B, H, W, I] and [T, B, OH, OW, O]; weights
- * [T, O, k, k, I] with `apart` numbers from task to task, 0 when all share one set. I and O are multiples of a 64-byte vector; the caller sees to that. One
- * thread, and no state. Register tiles of 6 pixels x 4 vectors keep both multipliers busy;
- * libraries are as fast on many images, and several times slower on the few of one support set.
+ * Compiled twice, for float and for double. Images are [T, B, H, W, I] and [T, B, OH, OW, O];
+ * weights [T, O, k, k, I] with `apart` numbers from task to task, 0 when all share one set. I and O
+ * are multiples of a 64-byte vector; the caller sees to that. One thread, and no state. Register
+ * tiles of 6 pixels x 4 vectors keep both multipliers busy; libraries are as fast on many images,
+ * and several times slower on the few of one support set.
  */
 #include <stdint.h>
 #include <stdlib.h>

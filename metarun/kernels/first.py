@@ -86,12 +86,11 @@ class _Moments(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, window: Window) -> tuple[Tensor, Tensor, Tensor]:
-        x = channels_inside(x)
-        tasks, inputs = x.shape[0], x.shape[-1]
+        x, tasks, inputs = x.contiguous(), x.shape[0], x.shape[2]
         taps = inputs * window.size**2
         level, mean = like(x, tasks, inputs), like(x, tasks, taps, dtype=torch.float64)
         covariance = like(x, tasks, taps, taps, dtype=torch.float64)
-        shape = _shape(channels_outside(x), 0, window)
+        shape = _shape(x, 0, window)
         call("first_moments", [x, level, mean, covariance], shape)
         return level, mean, covariance
 
@@ -112,8 +111,8 @@ class _First(torch.autograd.Function):
     def forward(
         x: Tensor, level: Tensor, weights: Tensor, bias: Tensor, window: Window, slope: float
     ) -> tuple[Tensor, Tensor]:
-        outputs, x = weights.shape[-1], channels_inside(x)
-        shape = _shape(channels_outside(x), outputs, window)
+        outputs, x = weights.shape[-1], x.contiguous()
+        shape = _shape(x, outputs, window)
         cells = [side // window.pool for side in shape[4:6]]
         out = like(x, *shape[:2], *cells, outputs)
         which = like(x, *out.shape, dtype=torch.uint8)
@@ -156,10 +155,10 @@ class _Backward(torch.autograd.Function):
         window: Window,
         slope: float,
     ) -> tuple[Tensor, Tensor]:
-        x, dout, out = channels_inside(x), channels_inside(dout), channels_inside(out)
-        outputs, taps = out.shape[-1], x.shape[-1] * window.size**2
+        x, dout, out = x.contiguous(), channels_inside(dout), channels_inside(out)
+        outputs, taps = out.shape[-1], x.shape[2] * window.size**2
         dweights, dbias = like(x, len(x), taps, outputs), like(x, len(x), outputs)
-        shape = _shape(channels_outside(x), outputs, window)
+        shape = _shape(x, outputs, window)
         call("first_gradient", [x, level, dout, out, which, dweights, dbias], shape, slope)
         return dweights, dbias
 
@@ -174,10 +173,10 @@ class _Backward(torch.autograd.Function):
         ctx: Any, *grads: Any
     ) -> tuple[Tensor | None, ...]:
         x, level, out, which = ctx.saved_tensors
-        x, out = channels_inside(x), channels_inside(out)
+        x, out = x.contiguous(), channels_inside(out)
         of_dout = torch.empty_like(out)
         given = [x, level, grads[0].contiguous(), grads[1].contiguous(), out, which, of_dout]
-        shape = _shape(channels_outside(x), out.shape[-1], ctx.window)
+        shape = _shape(x, out.shape[-1], ctx.window)
         call("first_pull", given, shape, ctx.slope)
         return channels_outside(of_dout), *(None,) * 6
 

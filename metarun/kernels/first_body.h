@@ -1,25 +1,4 @@
-/* The functions of first.c for one type `real`; see there for the formulas. */
-
-typedef real NAME(vec) __attribute__((vector_size(64), aligned(sizeof(real)), may_alias));
-typedef whole NAME(mask) __attribute__((vector_size(64)));
-typedef uint8_t NAME(bytes) __attribute__((vector_size(64 / sizeof(real)), aligned(1), may_alias));
-#define VEC NAME(vec)
-#define MASK NAME(mask)
-#define BYTES NAME(bytes)
-#define LANES ((int64_t)(64 / sizeof(real)))
-#define AT(pointer, v) (((VEC *)(pointer))[v])
-#define OPEN                                                                              \
-    const int64_t taps = s->size * s->size * s->in;                                       \
-    const int64_t cells_h = s->out_height / s->pool, cells_w = s->out_width / s->pool;    \
-    const int64_t image = s->height * s->width * s->in;                                   \
-    const int64_t side = s->width + 2 * s->padding;                                       \
-    real *framed = malloc(sizeof(real) * ((s->height + 2 * s->padding) * side * s->in));  \
-    int64_t under[MOST_TAPS];                                                             \
-    if (!framed)                                                                          \
-        return 1;                                                                         \
-    NAME(offsets)(s, under);
-/* Where the patch of an output pixel begins. */
-#define PATCH(h, w) (framed + (((h) * side + (w)) * s->in) * s->stride)
+/* Forward and both ways back, for one type `real`; see first.c for the formulas. */
 
 /* a where the mask is set, b elsewhere. */
 INLINE VEC NAME(pick)(MASK mask, VEC a, VEC b)
@@ -31,105 +10,6 @@ INLINE VEC NAME(pick)(MASK mask, VEC a, VEC b)
 INLINE VEC NAME(slant)(VEC out, VEC v, real slope)
 {
     return NAME(pick)((MASK)(out > 0), v, v * slope);
-}
-
-/* The distance of each number of a patch from its first one. */
-INLINE void NAME(offsets)(const shape *s, int64_t *under)
-{
-    const int64_t side = s->width + 2 * s->padding;
-    for (int64_t h = 0; h < s->size; h++)
-        for (int64_t w = 0; w < s->size; w++)
-            for (int64_t i = 0; i < s->in; i++)
-                *under++ = (h * side + w) * s->in + i;
-}
-
-/* One image less the level, and the padding around it. */
-static void NAME(frame)(const shape *s, const real *x, const real *level, real *framed)
-{
-    const int64_t side = s->width + 2 * s->padding, high = s->height + 2 * s->padding;
-    for (int64_t h = 0; h < high; h++)
-        for (int64_t w = 0; w < side; w++) {
-            const int64_t row = h - s->padding, column = w - s->padding;
-            const int outside = row < 0 || column < 0 || row >= s->height || column >= s->width;
-            const real *from = outside ? NULL : x + (row * s->width + column) * s->in;
-            for (int64_t i = 0; i < s->in; i++)
-                *framed++ = (from ? from[i] : 0) - level[i];
-        }
-}
-
-/* sums [row, row] += rows' rows for FOUR of their numbers. */
-INLINE void NAME(products)(const int vectors, const real *rows, int64_t count, int64_t a,
-                           double *sums)
-{
-    VEC sum[FOUR][MOST_TAPS / 8];
-    for (int r = 0; r < FOUR; r++)
-        for (int v = 0; v < vectors; v++)
-            sum[r][v] = (VEC){0};
-    for (int64_t p = 0; p < count; p++, rows += vectors * LANES)
-        for (int r = 0; r < FOUR; r++)
-            for (int v = 0; v < vectors; v++)
-                sum[r][v] += AT(rows, v) * rows[a + r];
-    for (int r = 0; r < FOUR; r++)
-        for (int v = 0; v < vectors; v++)
-            for (int l = 0; l < LANES; l++)
-                sums[((a + r) * vectors + v) * LANES + l] += sum[r][v][l];
-}
-
-/* level [T, I]: about the mean of x; mean [T, K] and covariance [T, K, K]: of patches less that. */
-int NAME(first_moments)(const real *x, real *level, double *mean, double *covariance,
-                        const shape *s)
-{
-    OPEN
-    (void)cells_h, (void)cells_w;
-    const int64_t vectors = (taps + LANES) / LANES, row = vectors * LANES;
-    const int64_t count = s->batch * s->out_height * s->out_width;
-    real *rows = calloc(PIXELS * row, sizeof(real));
-    double *sums = malloc(sizeof(double) * (row * row));
-    if (!rows || !sums) {
-        free(framed), free(rows), free(sums);
-        return 1;
-    }
-    for (int64_t p = 0; p < PIXELS; p++)
-        rows[p * row + taps] = 1; /* the products with one are the sums */
-    for (int64_t t = 0; t < s->tasks; t++) {
-        const real *images = x + t * s->batch * image;
-        for (int64_t i = 0; i < s->in; i++) {
-            double sum = 0;
-            for (int64_t p = i; p < s->batch * image; p += s->in)
-                sum += images[p];
-            level[t * s->in + i] = (real)(sum / (double)(s->batch * s->height * s->width));
-        }
-        memset(sums, 0, sizeof(double) * (row * row));
-        int64_t filled = 0;
-        for (int64_t p = 0; p < count; p++) {
-            const int64_t h = p / s->out_width % s->out_height, w = p % s->out_width;
-            if (h == 0 && w == 0)
-                NAME(frame)(s, images + p / (s->out_height * s->out_width) * image,
-                            level + t * s->in, framed);
-            for (int64_t k = 0; k < taps; k++)
-                rows[filled * row + k] = PATCH(h, w)[under[k]];
-            if (++filled < PIXELS && p + 1 < count)
-                continue;
-            for (int64_t a = 0; a <= taps; a += FOUR)
-                switch (vectors) {
-#define CASE(n)                                                                           \
-    case n:                                                                               \
-        NAME(products)(n, rows, filled, a, sums);                                         \
-        break;
-                    CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
-#undef CASE
-                }
-            filled = 0;
-        }
-        for (int64_t a = 0; a < taps; a++)
-            mean[t * taps + a] = sums[a * row + taps] / (double)count;
-        for (int64_t a = 0; a < taps; a++)
-            for (int64_t b = 0; b < taps; b++)
-                covariance[(t * taps + a) * taps + b] =
-                    sums[a * row + b] / (double)count - mean[t * taps + a] * mean[t * taps + b];
-    }
-    free(framed), free(rows), free(sums);
-    return 0;
 }
 
 /* y [pool * pool][wide]: what every pixel of one window answers. */
@@ -217,9 +97,9 @@ INLINE void NAME(gather)(const int pool, const int few, const shape *s, int64_t 
     VEC sum[NINE];
     for (int tap = 0; tap < few; tap++)
         sum[tap] = sums[tap];
-    for (int64_t j = 0; j < windows; j++, patches += pool * s->stride * s->in)
+    for (int64_t j = 0; j < windows; j++, patches += pool * s->stride)
         for (int k = 0; k < pool * pool; k++, u++) {
-            const real *patch = patches + k / pool * below + k % pool * (s->stride * s->in);
+            const real *patch = patches + k / pool * below + k % pool * s->stride;
             for (int tap = 0; tap < few; tap++)
                 sum[tap] += *u * patch[under[tap]];
         }
@@ -227,35 +107,23 @@ INLINE void NAME(gather)(const int pool, const int few, const shape *s, int64_t 
         sums[tap] = sum[tap];
 }
 
-/* dw [taps][O] and db [O] of one image, for one vector of channels. */
-INLINE void NAME(gradient_image)(const int pool, const shape *s, const int64_t *under,
-                                 const real *framed, const real *dout, const real *out,
-                                 const uint8_t *which, real slope, VEC *u, double *dw,
-                                 double *db)
+/* sums [taps + 1] of one vector of channels += what one row of windows has for dw and db. */
+INLINE void NAME(gradient_row)(const int pool, const shape *s, int64_t taps,
+                               const int64_t *under, const real *patches, const real *dout,
+                               const real *out, const uint8_t *which, real slope, VEC *u,
+                               VEC *sums)
 {
-    const int64_t windows = s->out_width / pool, taps = s->size * s->size * s->in;
-    const int64_t below = (s->width + 2 * s->padding) * s->stride * s->in;
-    VEC sums[MOST_TAPS], total = (VEC){0};
-    for (int64_t tap = 0; tap < taps; tap++)
-        sums[tap] = (VEC){0};
-    for (int64_t i = 0; i < s->out_height / pool; i++) {
-        const int64_t cell = i * windows * s->out;
-        int64_t tap = 0;
-        NAME(scatter)(pool, s, windows, dout + cell, out + cell, which + cell, slope, u);
-        for (int64_t v = 0; v < windows * pool * pool; v++)
-            total += u[v];
+    const int64_t windows = s->out_width / pool;
+    const int64_t below = (s->width + 2 * s->padding) * s->stride;
+    int64_t tap = 0;
+    NAME(scatter)(pool, s, windows, dout, out, which, slope, u);
+    for (int64_t v = 0; v < windows * pool * pool; v++)
+        sums[taps] += u[v];
 #define TAPS(n)                                                                           \
     for (; tap + n <= taps; tap += n)                                                     \
-        NAME(gather)(pool, n, s, windows, under + tap, framed + i * pool * below, below, u, \
-                     sums + tap);
-        TAPS(NINE) TAPS(1)
+        NAME(gather)(pool, n, s, windows, under + tap, patches, below, u, sums + tap);
+    TAPS(NINE) TAPS(1)
 #undef TAPS
-    }
-    for (int64_t tap = 0; tap < taps; tap++)
-        for (int c = 0; c < LANES; c++)
-            dw[tap * s->out + c] += sums[tap][c];
-    for (int c = 0; c < LANES; c++)
-        db[c] += total[c];
 }
 
 /* Call for constants of what decides the loops. */
@@ -319,34 +187,43 @@ int NAME(first_gradient)(const real *x, const real *level, const real *dout, con
                          const uint8_t *which, real *dw, real *db, const shape *s, double slope)
 {
     OPEN
-    double *sums = malloc(sizeof(double) * ((taps + 1) * s->out)), *last = sums + taps * s->out;
-    VEC *u = aligned_alloc(64, 64 * (s->out_width * s->pool));
-    if (!sums || !u) {
-        free(framed), free(sums), free(u);
+    const int64_t vectors = s->out / LANES, many = (taps + 1) * vectors;
+    VEC *u = aligned_alloc(64, 64 * (s->out_width * s->pool)), *sums = aligned_alloc(64, 64 * many);
+    double *all = malloc(sizeof(double) * (many * LANES));
+    if (!sums || !u || !all) {
+        free(framed), free(sums), free(u), free(all);
         return 1;
     }
     for (int64_t t = 0; t < s->tasks; t++) {
-        memset(sums, 0, sizeof(double) * ((taps + 1) * s->out));
+        memset(all, 0, sizeof(double) * (many * LANES));
         for (int64_t b = 0; b < s->batch; b++) {
             NAME(frame)(s, x + (t * s->batch + b) * image, level + t * s->in, framed);
-            for (int64_t o = 0; o < s->out; o += LANES) {
-                const int64_t at = (t * s->batch + b) * cells_h * cells_w * s->out + o;
+            memset(sums, 0, 64 * many);
+            for (int64_t i = 0; i < cells_h; i++) {
+                const int64_t row = ((t * s->batch + b) * cells_h + i) * cells_w * s->out;
+                for (int64_t v = 0; v < vectors; v++) {
+                    const int64_t at = row + v * LANES;
 #define CALL(pool)                                                                        \
-    NAME(gradient_image)(pool, s, under, framed, dout + at, out + at, which + at, (real)slope, \
-                         u, sums + o, last + o)
-                if (s->pool == 2)
-                    CALL(2);
-                else
-                    CALL(1);
+    NAME(gradient_row)(pool, s, taps, under, PATCH(i * pool, 0), dout + at, out + at, which + at, \
+                       (real)slope, u, sums + v * (taps + 1))
+                    if (s->pool == 2)
+                        CALL(2);
+                    else
+                        CALL(1);
 #undef CALL
+                }
             }
+            for (int64_t k = 0; k < many * LANES; k++)
+                all[k] += sums[k / LANES][k % LANES];
         }
-        for (int64_t k = 0; k < taps * s->out; k++)
-            dw[t * taps * s->out + k] = (real)sums[k];
-        for (int64_t o = 0; o < s->out; o++)
-            db[t * s->out + o] = (real)last[o];
+        for (int64_t o = 0; o < s->out; o++) {
+            const double *mine = all + o / LANES * (taps + 1) * LANES + o % LANES;
+            for (int64_t k = 0; k < taps; k++)
+                dw[(t * taps + k) * s->out + o] = (real)mine[k * LANES];
+            db[t * s->out + o] = (real)mine[taps * LANES];
+        }
     }
-    free(framed), free(sums), free(u);
+    free(framed), free(u), free(sums), free(all);
     return 0;
 }
 

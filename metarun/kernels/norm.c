@@ -2,7 +2,8 @@
  *
  * Compiled twice, for float and for double. Arrays are [T, N, H, W, C]; every task and
  * channel has statistics of its own, over N, H and W. The pool is 1 or 2; pooled arrays are
- * [T, N, H/2, W/2, C]; `peak` and `which` are the greatest z - mean of each window and its place. One thread, and no state.
+ * [T, N, H/2, W/2, C]; `peak` and `which` are the greatest z - mean of each window and its place.
+ * One thread, and no state.
  *
  * With x = (z - mean) r, y = gain x + bias and u the gradient of y:
  *   backward   dz = gain r P(u),  P(v) = v - mean(v) - x mean(v x);  dgain = sum(u x), dbias = sum(u)

@@ -43,18 +43,19 @@ def query_gradients(problem: Problem, params: Params, tasks: Tasks) -> tuple[Ten
     """
     if tasks.query_x.is_cuda or tasks.query_x[0].numel() < ALONE:
         return _query_gradients(problem, params, tasks)
-    found: list[tuple[Tensor, Params]] = []
-    for index in range(len(tasks)):
+    count, losses = len(tasks), list[Tensor]()
+    pulls = {name: value.new_empty(value.shape) for name, value in moving(params).items()}
+    for index in range(count):
         mine = slice(index, index + 1)
         one = {
             name: value.detach()[mine].requires_grad_(value.requires_grad)
             for name, value in params.items()
         }
         loss, pull = _query_gradients(problem, one, tasks[mine])
-        found.append((loss.detach(), pull))
-    losses = torch.cat([loss for loss, _ in found])
-    names = moving(params)
-    return losses, {n: torch.cat([pull[n] for _, pull in found]) / len(tasks) for n in names}
+        losses.append(loss.detach())
+        for name, value in pull.items():
+            torch.div(value, count, out=pulls[name][mine])
+    return torch.cat(losses), pulls
 
 
 def _query_gradients(problem: Problem, params: Params, tasks: Tasks) -> tuple[Tensor, Params]:

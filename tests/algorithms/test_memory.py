@@ -26,7 +26,7 @@ def check(method: str, peaks: dict[int, int], parameters: int) -> None:
         assert high - 63 * parameters == pytest.approx(low, rel=0.05)
     else:
         assert (high - middle) / 48 == pytest.approx((middle - low) / 15, rel=0.05)
-        assert (high - middle) / 48 > 3 * parameters
+        assert (high - middle) / 48 > 2 * parameters  # it keeps activations too
 
 
 @pytest.mark.slow

@@ -18,9 +18,11 @@ ON_ALL_MODELS = ("maml", "fomaml", "imaml", "clustered", "mmaml", "transfer-all"
 
 
 def marks(case: Case, model: str) -> list[pytest.MarkDecorator]:
-    """Variants of a family, such as another estimator, are fast on one model and slow on others."""
+    """All models with MAML and every family with one of each kind are fast; the rest is slow."""
     variant = "-" in case.name and case.name not in ON_ALL_MODELS
-    return [pytest.mark.slow] if case.name == "imaml-solved" or (variant and model != "mlp") else []
+    heavy = case.name in ("clustered", "mmaml", "imaml") and model not in ("mlp", "conv4-none")
+    many = heavy or (variant and model != "mlp") or case.name == "imaml-solved"
+    return [pytest.mark.slow] if many else []
 
 
 PAIRS = [
@@ -134,7 +136,9 @@ def test_adaptation_uses_the_support_only_and_lowers_its_loss(case: Case) -> Non
     assert all(torch.equal(curve[0][n], curve[-1][n]) for n in held)
 
 
-@pytest.mark.parametrize("case", TRAINED, ids=by_name)
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, id=c.name, marks=marks(c, "mlp")) for c in TRAINED]
+)
 def test_training_loss_falls(case: Case) -> None:
     algorithm, meta = built(case, "mlp")
     assert algorithm.meta_grad is not None

@@ -137,9 +137,9 @@ def test_is_one_line(name: str, place: Path, capfd: pytest.CaptureFixture[str]) 
         assert cli.main([*REGRESSION, "name=taken"]) == 0
     before = written(place)
     capfd.readouterr()
-    begin = time.monotonic()
+    begin = time.process_time()  # whatever else the machine does
     code = cli.main(list(CASES[name].words))
-    seconds = time.monotonic() - begin
+    seconds = time.process_time() - begin
     captured = capfd.readouterr()
     assert code == 2, captured
     assert captured.out == ""

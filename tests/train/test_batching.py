@@ -25,6 +25,7 @@ from metarun.tasks import Tasks
 from metarun.trees import apart
 
 COMPILER = any(map(shutil.which, ("cc", "gcc", "clang")))
+SLOW_IMAML = pytest.param("imaml", marks=pytest.mark.slow)
 KERNELS = pytest.mark.skipif(not COMPILER, reason="no C compiler")  # one that fails is no excuse
 IMAGES = (
     "dataset=glyphs",
@@ -46,7 +47,7 @@ def gradient(experiment: Experiment, meta: Meta) -> Meta:
 
 
 @KERNELS
-@pytest.mark.parametrize("algo", ["maml", "imaml", "anil", "protomaml"])
+@pytest.mark.parametrize("algo", ["maml", "anil", "protomaml", SLOW_IMAML])
 def test_auto_takes_the_kernels_and_agrees_with_the_loop(algo: str) -> None:
     fast, plain = images(f"algo={algo}"), images(f"algo={algo}", "hardware.batching=loop")
     meta = plain.initial()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BESIDE = (1.02, 0.5)
+FEW = 12  # methods that a legend beside has room for
+COLUMNS = 5  # of a legend below
+TITLE = 70  # characters of a line of a title
 ROOM = 2.3  # either side of the costs: enough for two ticks of 1, 2, 5
 
 
@@ -43,7 +47,8 @@ def figures(comparison: Comparison) -> list[Picture]:
             figure, caption, alt = draw(section, style)
             svg = plots.render(figure, "svg")  # its page has the caption; a file needs its own
             with plots.look():
-                figure.suptitle(f"{caption}: {title(section)}", x=0.01, ha="left", weight="bold")
+                said = textwrap.fill(f"{caption}: {title(section)}", TITLE)
+                figure.suptitle(said, x=0.01, ha="left", weight="bold")
             file = f"comparison{f'-{number + 1}' if number else ''}-{kind}.png"
             drawn.append(Picture(number, file, caption, alt, plots.render(figure, "png"), svg))
     return drawn
@@ -51,7 +56,7 @@ def figures(comparison: Comparison) -> list[Picture]:
 
 def _adaptation(section: Section, style: dict[str, plots.Style]) -> tuple[Figure, str, str]:
     metric, caption = section.metric, "Adaptation to a new task"
-    with plots.sheet(8.0, 4.0) as (figure, (axes,)):
+    with plots.sheet(8.0, 4.0 + _below(section)) as (figure, (axes,)):
         for entry in section.entries:
             plots.curve(axes, entry.by_step, entry.ci95_by_step, metric, style[entry.label])
         plots.adaptation_axes(axes, metric, "")
@@ -98,7 +103,7 @@ def _paired(section: Section, style: dict[str, plots.Style]) -> tuple[Figure, st
 def _compute(section: Section, style: dict[str, plots.Style]) -> tuple[Figure, str, str]:
     metric = section.metric
     caption = f"{METRIC_NAMES[metric].capitalize()} against cost"
-    with plots.sheet(8.0, 3.7, columns=2) as (figure, axes):
+    with plots.sheet(8.0, 3.7 + _below(section), columns=2) as (figure, axes):
         for one, key, what in zip(
             axes,
             ("flops_total", "train_seconds"),
@@ -129,7 +134,8 @@ def _confusion(section: Section, style: dict[str, plots.Style]) -> tuple[Figure,
     titles = {entry.label: entry.label.replace(" ", "\n") for entry in entries}
     lines = max(title.count("\n") for title in titles.values())
     height = 1.2 + 0.36 * len(section.modes) + 0.17 * lines
-    with plots.sheet(2.0 + 2.6 * len(entries), height, columns=len(entries)) as (figure, axes):
+    width = max(8.0, 2.0 + 2.6 * len(entries))  # as wide as the others, which a page scales
+    with plots.sheet(width, height, columns=len(entries)) as (figure, axes):
         for one, entry in zip(axes, entries, strict=True):
             counts: list[list[float]] = next(filter(None, (entry.clusters or {})["confusion"]))
             shares = [[c / max(sum(row), 1) for c in row] for row in counts]
@@ -162,6 +168,12 @@ def _cost_point(axes: Axes, entry: Entry, key: str, metric: str, style: plots.St
         axes.axhline(y, color=style.colour, linestyle="--", linewidth=1.4)
 
 
+def _below(section: Section) -> float:
+    """Return the height of a legend below, in inches; nothing where there is room beside."""
+    rows = -(-len(section.entries) // COLUMNS)
+    return 0.1 + 0.22 * rows if len(section.entries) > FEW else 0.0
+
+
 def _legend(axes: Axes, entries: Sequence[Entry]) -> None:
     from matplotlib.lines import Line2D
 
@@ -171,4 +183,11 @@ def _legend(axes: Axes, entries: Sequence[Entry]) -> None:
     ]
     # matplotlib hides a label that starts with an underscore.
     names = [f" {e.label}" if e.label.startswith("_") else e.label for e in entries]
-    axes.legend(handles, names, loc="center left", bbox_to_anchor=BESIDE, labelcolor=plots.INK)
+    if len(entries) <= FEW:
+        axes.legend(handles, names, loc="center left", bbox_to_anchor=BESIDE, labelcolor=plots.INK)
+        return
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.legend(
+        handles, names, loc="outside lower center", ncols=COLUMNS, labelcolor=plots.INK, fontsize=9
+    )

@@ -59,6 +59,8 @@ class Hardware:
 
     def _without_kernels(self, blocks: int) -> str:
         """Return why there are no kernels for this device and model, or nothing."""
+        if self.compile:  # whose tracer does not see what a kernel writes
+            return "a compiled graph is of torch's own operations"
         if self.device.type != "cpu":
             return "the kernels are for CPUs"
         if not blocks:

@@ -83,8 +83,10 @@ def test_without_a_compiler_torch_does_the_work(monkeypatch) -> None:
 def test_kernels_are_not_for_what_they_do_not_know() -> None:
     for words in (["model.norm=group"], ["model.activation=tanh"], ["algo=adapters"]):
         assert images(*words).hardware.way == "vmap", words
-    with pytest.raises(ConfigError, match=r"hardware\.batching=batched: .*use hardware"):
-        images("model.norm=layer", "hardware.batching=batched")
+    assert images("hardware.compile=true").hardware.way == "vmap", "a tracer does not see them"
+    for words in (["model.norm=layer"], ["hardware.compile=true"]):
+        with pytest.raises(ConfigError, match=r"hardware\.batching=batched: .*use hardware"):
+            images(*words, "hardware.batching=batched")
 
 
 def wrong(meta_grad: MetaGrad) -> MetaGrad:

@@ -28,6 +28,7 @@ INLINE void NAME(window)(const int pool, const int wide, const shape *s, int64_t
         }
 }
 
+/* For each window: its cell of the output, and where the patches under its pixels begin. */
 #define EACH_WINDOW                                                                       \
     for (int64_t b = 0; b < s->batch; b++) {                                              \
         NAME(frame)(s, x + (t * s->batch + b) * image, level + t * s->in, framed);        \
@@ -39,6 +40,7 @@ INLINE void NAME(window)(const int pool, const int wide, const shape *s, int64_t
                     at[k] = PATCH(pool * i + k / pool, pool * j + k % pool);
 #define END }}
 
+/* The greatest answer of a window, its place, and leaky ReLU of it. */
 INLINE void NAME(forward_channels)(const int pool, const int wide, const shape *s, int64_t o,
                                    int64_t cell, int64_t taps, const int64_t *under,
                                    const real *const *at, const real *weights, const real *bias,

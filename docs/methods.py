@@ -31,14 +31,19 @@ and conjugate gradient, several starts, evolution strategies) take few meta-step
 Omniglot: random split, rotations at test too, Conv-4 with 64 strided filters, batch normalisation
 transductive, 1 query a class. The published values have the same network, except where
 [published.yaml](published.yaml) says so; those of sinusoids and five modes are of other numbers of
-shots, steps and other networks, and stand here for orientation only.
+shots, steps and other networks, and stand here for orientation only. A dash: not run (es_maml on
+sinusoids was stopped half-way after 20 minutes), for classes only, or diverged with its defaults
+(alfa on sinusoids, at meta-step 1,358). With five modes maml has one start of 92-92, as many
+numbers as the five starts of 40-40.
+
 Written by `python docs/methods.py SWEEP...`; the sweeps are
 
     metarun -m experiment=omniglot_5w1s algo=... budget.unit=flops budget.total=2.5e12
     metarun -m experiment=omniglot_20w1s algo=... budget.unit=flops budget.total=1.6e12 \\
       test.tasks=200
     metarun -m experiment=sinusoid algo=... budget.total=3000
-    metarun -m experiment=multimodal_regression algo=...
+    metarun -m experiment=multimodal_regression algo=mixture,mmaml,multi_maml,clustered
+    metarun experiment=multimodal_regression algo=maml model.hidden=[92,92]
 """
 
 
@@ -53,7 +58,7 @@ def said(entry: dict[str, Any], metric: str) -> str:
     """Return a mean and its interval as the table prints them."""
     if metric == "accuracy":
         return f"{100 * entry['mean']:.1f} ± {100 * entry['ci95']:.1f}"
-    return f"{entry['mean']:.2f} ± {entry['ci95']:.2f}"
+    return f"{entry['mean']:.3f} ± {entry['ci95']:.3f}"
 
 
 def main(folders: list[str]) -> None:

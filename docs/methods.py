@@ -38,9 +38,10 @@ numbers as the five starts of 40-40.
 
 Written by `python docs/methods.py SWEEP...`; the sweeps are
 
-    metarun -m experiment=omniglot_5w1s algo=... budget.unit=flops budget.total=2.5e12
+    metarun -m experiment=omniglot_5w1s algo=... budget.unit=flops budget.total=2.5e12 \\
+      validation.every=200 validation.tasks=100
     metarun -m experiment=omniglot_20w1s algo=... budget.unit=flops budget.total=1.6e12 \\
-      test.tasks=200
+      validation.every=200 validation.tasks=50 test.tasks=200
     metarun -m experiment=sinusoid algo=... budget.total=3000
     metarun -m experiment=multimodal_regression algo=mixture,mmaml,multi_maml,clustered
     metarun experiment=multimodal_regression algo=maml model.hidden=[92,92]

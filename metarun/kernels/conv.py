@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from metarun.kernels.build import call
-from metarun.kernels.fold import channels_inside, channels_outside, fold, like, unfold
+from metarun.kernels.fold import PerTask, channels_inside, channels_outside, like
 
 MANY_PIXELS = 2000  # of a task's output, above which torch's own convolution is as fast
 _VECTOR = 64  # bytes
@@ -158,7 +158,7 @@ def _flat(weight: Tensor, s: _Shape) -> Tensor:
     return filled[..., None, None]
 
 
-class _Conv(torch.autograd.Function):
+class _Conv(PerTask):
     """All tensors have a leading [T]."""
 
     @staticmethod
@@ -177,14 +177,8 @@ class _Conv(torch.autograd.Function):
         dx, dweight, dbias = _Backward.apply(*grads, *ctx.saved_tensors, by, around, deep)
         return dx if deep else None, dweight, dbias, None, None
 
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
-        count, tensors = info.batch_size, inputs[:3]
-        folded = [fold(x, dim, count) for x, dim in zip(tensors, in_dims, strict=False)]
-        return unfold(_Conv.apply(*folded, *inputs[3:]), count), 0
 
-
-class _Backward(torch.autograd.Function):
+class _Backward(PerTask):
     """Not `deep` means that x is data, whose gradient nobody wants."""
 
     @staticmethod
@@ -216,10 +210,3 @@ class _Backward(torch.autograd.Function):
             of_x = _gradients(dout, x, of_dweight, by, around, [True, False, False])[0]
             of_weight = _gradients(dout, of_dx, weight, by, around, [False, True, False])[1]
         return of_dout, of_x, of_weight, None, None, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
-        count, tensors = info.batch_size, inputs[:3]
-        folded = [fold(x, dim, count) for x, dim in zip(tensors, in_dims, strict=False)]
-        found = _Backward.apply(*folded, *inputs[3:])
-        return tuple(unfold(x, count) for x in found), (0,) * 3

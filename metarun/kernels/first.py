@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.func import debug_unwrap
 
 from metarun.kernels.build import call
-from metarun.kernels.fold import channels_inside, channels_outside, fold, like, unfold
+from metarun.kernels.fold import PerTask, channels_inside, channels_outside, like
 
 _MOST = 63  # numbers under an output pixel that the C code has room for
 _LANES = 16  # channels of a vector in float32; twice two in float64
@@ -81,7 +81,7 @@ def _shape(x: Tensor, outputs: int, window: Window) -> tuple[int, ...]:
     return (tasks, batch, *sides, inputs, outputs, size, stride, padding, pool)
 
 
-class _Moments(torch.autograd.Function):
+class _Moments(PerTask):
     """Of the patches [T, ...] under the output pixels: constants."""
 
     @staticmethod
@@ -98,13 +98,8 @@ class _Moments(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.mark_non_differentiable(*output)
 
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
-        found = _Moments.apply(fold(inputs[0], in_dims[0], info.batch_size), inputs[1])
-        return tuple(unfold(x, info.batch_size) for x in found), (0,) * 3
 
-
-class _First(torch.autograd.Function):
+class _First(PerTask):
     """All tensors have a leading [T]; the result is out, and where its maxima lie."""
 
     @staticmethod
@@ -134,15 +129,8 @@ class _First(torch.autograd.Function):
         found = _Backward.apply(grads[0], x, level, out.detach(), which, ctx.window, ctx.slope)
         return None, None, *found, None, None
 
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
-        count, tensors = info.batch_size, inputs[:4]
-        folded = [fold(x, dim, count) for x, dim in zip(tensors, in_dims, strict=False)]
-        found = _First.apply(*folded, *inputs[4:])
-        return tuple(unfold(x, count) for x in found), (0,) * 2
 
-
-class _Backward(torch.autograd.Function):
+class _Backward(PerTask):
     """Linear in dout; what is greatest, and on which side of zero, does not move."""
 
     @staticmethod
@@ -179,10 +167,3 @@ class _Backward(torch.autograd.Function):
         shape = _shape(x, out.shape[-1], ctx.window)
         call("first_pull", given, shape, ctx.slope)
         return channels_outside(of_dout), *(None,) * 6
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
-        count, tensors = info.batch_size, inputs[:5]
-        folded = [fold(x, dim, count) for x, dim in zip(tensors, in_dims, strict=False)]
-        found = _Backward.apply(*folded, *inputs[5:])
-        return tuple(unfold(x, count) for x in found), (0,) * 2

@@ -133,6 +133,20 @@ INLINE void NAME(gradient_row)(const int pool, const shape *s, int64_t taps,
     for (; o + n * LANES <= s->out; o += n * LANES)                                       \
         call(n);
 
+#define ALL_CHANNELS                                                                      \
+    EACH_WINDOW                                                                           \
+    int64_t o = 0;                                                                        \
+    STEP(4, CALL) STEP(2, CALL) STEP(1, CALL)                                             \
+    END
+#define EACH_CHANNEL_OF_EACH_WINDOW                                                       \
+    if (s->pool == 2) {                                                                   \
+        enum { pool = 2 };                                                                \
+        ALL_CHANNELS                                                                      \
+    } else {                                                                              \
+        enum { pool = 1 };                                                                \
+        ALL_CHANNELS                                                                      \
+    }
+
 int NAME(first_forward)(const real *x, const real *level, const real *weights, const real *bias,
                         real *out, uint8_t *which, const shape *s, double slope)
 {
@@ -141,18 +155,7 @@ int NAME(first_forward)(const real *x, const real *level, const real *weights, c
         const real *w = weights + t * taps * s->out, *b0 = bias + t * s->out;
 #define CALL(n)                                                                           \
     NAME(forward_channels)(pool, n, s, o, cell, taps, under, at, w, b0, (real)slope, out, which)
-#define ALL                                                                               \
-    EACH_WINDOW                                                                           \
-    int64_t o = 0;                                                                        \
-    STEP(4, CALL) STEP(2, CALL) STEP(1, CALL)                                             \
-    END
-        if (s->pool == 2) {
-            enum { pool = 2 };
-            ALL
-        } else {
-            enum { pool = 1 };
-            ALL
-        }
+        EACH_CHANNEL_OF_EACH_WINDOW
 #undef CALL
     }
     free(framed);
@@ -170,15 +173,8 @@ int NAME(first_pull)(const real *x, const real *level, const real *of_weights,
 #define CALL(n)                                                                           \
     NAME(pull_channels)(pool, n, s, o, cell, taps, under, at, w, b0, (real)slope, out, which, \
                         ddout)
-        if (s->pool == 2) {
-            enum { pool = 2 };
-            ALL
-        } else {
-            enum { pool = 1 };
-            ALL
-        }
+        EACH_CHANNEL_OF_EACH_WINDOW
 #undef CALL
-#undef ALL
     }
     free(framed);
     return 0;
@@ -239,3 +235,5 @@ int NAME(first_gradient)(const real *x, const real *level, const real *dout, con
 #undef EACH_WINDOW
 #undef END
 #undef STEP
+#undef ALL_CHANNELS
+#undef EACH_CHANNEL_OF_EACH_WINDOW

@@ -2,8 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+
+class PerTask(torch.autograd.Function):
+    """A function whose tensors, given and returned, all lead with the task axis [T]."""
+
+    @classmethod
+    def vmap(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls, info: Any, in_dims: tuple[Any, ...], *inputs: Any
+    ) -> tuple[Any, Any]:
+        """Apply the function once, with the vmapped axis merged into that of the tasks."""
+        count = info.batch_size
+        folded = (
+            fold(x, dim, count) if isinstance(x, Tensor) else x
+            for x, dim in zip(inputs, in_dims, strict=True)
+        )
+        found = cls.apply(*folded)
+        if isinstance(found, Tensor):
+            return unfold(found, count), 0
+        return tuple(unfold(x, count) for x in found), (0,) * len(found)
 
 
 def fold(x: Tensor, dim: int | None, count: int) -> Tensor:

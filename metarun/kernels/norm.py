@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from metarun.kernels.build import call
-from metarun.kernels.fold import channels_inside, channels_outside, fold, like, unfold
+from metarun.kernels.fold import PerTask, channels_inside, channels_outside, like
 
 
 def norm_act_pool(
@@ -25,7 +25,7 @@ def norm_act_pool(
     return found[0].squeeze(0)
 
 
-class _Norm(torch.autograd.Function):
+class _Norm(PerTask):
     """All tensors have a leading [T]; the result is out, and what its gradient needs."""
 
     @staticmethod
@@ -53,15 +53,8 @@ class _Norm(torch.autograd.Function):
         found = _Backward.apply(grads[0], *ctx.saved_tensors, ctx.pool, ctx.slope)
         return *found, None, None, None
 
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
-        count, tensors = info.batch_size, inputs[:3]
-        folded = [fold(x, dim, count) for x, dim in zip(tensors, in_dims, strict=False)]
-        found = _Norm.apply(*folded, *inputs[3:])
-        return tuple(unfold(x, count) for x in found), (0,) * 5
 
-
-class _Backward(torch.autograd.Function):
+class _Backward(PerTask):
     @staticmethod
     def forward(
         dout: Tensor,
@@ -99,10 +92,3 @@ class _Backward(torch.autograd.Function):
         found = [of_dout, of_x, of_gain]
         call("norm_double_backward", [*given, *found], x.shape, ctx.pool, ctx.slope)
         return channels_outside(of_dout), channels_outside(of_x), of_gain, *(None,) * 7
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
-        count, tensors = info.batch_size, inputs[:8]
-        folded = [fold(x, dim, count) for x, dim in zip(tensors, in_dims, strict=False)]
-        found = _Backward.apply(*folded, *inputs[8:])
-        return tuple(unfold(x, count) for x in found), (0,) * 3

@@ -187,9 +187,8 @@ def learning(checked: Checked, source: Source, hardware: Hardware) -> tuple[Prob
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(checked.seed)
         model: Net = _build(checked.parts["model"], source.features, outputs)
-        problem = Problem(
-            model.to(hardware.device, hardware.dtype), source.kind, source.train_classes
-        )
+        model = model.to(hardware.device, hardware.dtype)
+        problem = Problem(model, source.kind, source.train_classes, hardware.precision)
         algorithm: MetaAlgorithm = _build(checked.parts["algo"], problem)
     return algorithm.problem or problem, algorithm
 

@@ -94,7 +94,9 @@ def _graph(
     graphs: list[GraphModule] = [make_fx(flat(step))(*inputs) for step in STEPS]
     if any(_text(graph) != _text(graphs[0]) for graph in graphs):
         raise NotCompiledError("it depends on the meta-step")
-    return torch.compile(graphs[0])  # pyright: ignore
+    # On a GPU the kernels are recorded once and replayed, which leaves nothing to be called.
+    mode = "reduce-overhead" if inputs[0].is_cuda else "default"
+    return torch.compile(graphs[0], mode=mode)  # pyright: ignore
 
 
 def _names(meta: Meta) -> Names:

@@ -13,6 +13,7 @@ from pydantic import Field
 from metarun.errors import ConfigError
 from metarun.kernels.build import why_not
 from metarun.parallel import Workers
+from metarun.precision import Precision, tensor_float
 
 Batching = Literal["auto", "loop", "vmap", "batched", "tune"]
 Way = Literal["loop", "vmap", "batched"]
@@ -33,6 +34,7 @@ class Hardware:
     chunk: int | None  # tasks at once, as asked for
     cores: int  # of the CPU, to be used in all
     compile: bool = False  # make one graph of the meta-step
+    precision: Precision = "full"  # of the query's products
     way: Way = "vmap"  # how a batch of tasks is run; see `running`
     reason: str = ""
 
@@ -97,6 +99,7 @@ class Hardware:
             "threads": self.cores,
             "dtype": str(self.dtype).removeprefix("torch."),
             "batching": self.way,
+            "precision": self.precision,
         }
 
 
@@ -104,6 +107,7 @@ def hardware(
     *,
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")],
     dtype: Literal["float32", "float64"],
+    precision: Precision,
     threads: Annotated[int, Field(ge=1)] | None,
     batching: Batching,
     chunk: Annotated[int, Field(ge=1)] | None,
@@ -129,6 +133,8 @@ def hardware(
             f"hardware.device: {device} was asked for and there are "
             f"{torch.cuda.device_count()} GPUs, counted from cuda:0"
         )
+    _check_precision(precision, dtype, found)
+    tensor_float("ieee")
     cores = threads or int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
     torch.set_num_threads(cores)
     keep_freed_memory()
@@ -139,7 +145,21 @@ def hardware(
         chunk=chunk,
         cores=cores,
         compile=compile,
+        precision=precision,
     )
+
+
+def _check_precision(precision: Precision, dtype: str, device: torch.device) -> None:
+    if precision != "full" and dtype != "float32":
+        raise ConfigError(
+            f"hardware.precision: {precision} rounds what is float32, and hardware.dtype={dtype}; "
+            "use hardware.precision=full"
+        )
+    if precision == "tf32" and device.type != "cuda":
+        raise ConfigError(
+            f"hardware.precision: tf32 is of NVIDIA GPUs, and the device is {device}; "
+            "use hardware.precision=bf16 or full"
+        )
 
 
 def keep_freed_memory() -> None:

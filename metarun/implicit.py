@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metarun.inner import Learner, adapt, leaves, meta_leaves, over_tasks
-from metarun.metagradient import MetaGrad, MetaGradient, MetaSum, pull_back, query_losses
+from metarun.metagradient import MetaGrad, MetaGradient, MetaSum, pull_back, query_gradients
 from metarun.problem import Meta, Problem
 from metarun.tasks import Tasks
 
@@ -113,10 +113,8 @@ def implicit(
         adapted = [value for name, value in params.items() if name in learner.adapted]
         held = {name: value for name, value in params.items() if name not in learner.adapted}
         with torch.enable_grad():
-            losses = query_losses(problem, params, tasks)
-            given = [*adapted, *held.values()]  # of which the query may not use every one
-            direct = torch.autograd.grad(losses.sum(), given, materialize_grads=True)
-            pull = list(direct[: len(adapted)])
+            losses, direct = query_gradients(problem, params, tasks)
+            pull = [direct[name] for name in params if name in learner.adapted]
             inner = over_tasks(learner.loss, shared=1, count=len(tasks))(meta, params, *support)
             gradient = torch.autograd.grad(inner.sum(), adapted, create_graph=True)
 
@@ -128,14 +126,14 @@ def implicit(
                 solution, residual = conjugate_gradient(product, pull, cg_steps, cg_tolerance)
             else:
                 solution, residual = neumann(product, pull, terms, proximal + damping)
-            scaled = [-part / len(tasks) for part in solution]
+            scaled = [-part for part in solution]
             mixed = pull_back(gradient, [*total.leaves, *held.values()], scaled)
             total.add(mixed[: len(total.leaves)])
             if held:  # they act directly, and through the solution
                 first = learner.start(meta, *support)
                 pulls = [
-                    d / len(tasks) if i is None else d / len(tasks) + i
-                    for d, i in zip(direct[len(adapted) :], mixed[len(total.leaves) :], strict=True)
+                    direct[name] if indirect is None else direct[name] + indirect
+                    for name, indirect in zip(held, mixed[len(total.leaves) :], strict=True)
                 ]
                 total.add(pull_back([first[name] for name in held], total.leaves, pulls))
         left = _norm([g.detach() for g in gradient])

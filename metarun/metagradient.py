@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from metarun.inner import over_tasks
+from metarun.precision import products
 from metarun.problem import Meta, Params, Problem
 from metarun.tasks import Tasks
 
@@ -59,9 +60,11 @@ def query_gradients(problem: Problem, params: Params, tasks: Tasks) -> tuple[Ten
 
 
 def _query_gradients(problem: Problem, params: Params, tasks: Tasks) -> tuple[Tensor, Params]:
-    losses, given = query_losses(problem, params, tasks), moving(params)
-    # The query may not use every entry: then nothing pulls at it.
-    grads = torch.autograd.grad(losses.mean(), list(given.values()), materialize_grads=True)
+    given = moving(params)
+    with products(problem.precision, tasks.query_x.device.type):
+        losses = query_losses(problem, params, tasks)
+        # The query may not use every entry: then nothing pulls at it.
+        grads = torch.autograd.grad(losses.mean(), list(given.values()), materialize_grads=True)
     return losses, dict(zip(given, grads, strict=True))
 
 

@@ -16,6 +16,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from metarun.models.net import Net
+from metarun.precision import Precision
 
 Params = dict[str, Tensor]  # named tensors of a model; a name with a space is no parameter of it
 Meta = dict[str, Params]  # what is meta-learned: groups of named tensors
@@ -31,6 +32,7 @@ class Problem:
     model: Net
     kind: Literal["classification", "regression"]
     train_classes: int = 0  # of the training split; what a pre-trained head tells apart
+    precision: Precision = "full"  # of passes that nothing differentiates again; see `products`
     _copies: local = field(default_factory=local, init=False, repr=False, compare=False)
 
     @property
@@ -48,6 +50,7 @@ class Problem:
 
     def error(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Return the mean cross-entropy of logits [B, N], or the mean squared error of [B, D]."""
+        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         if self.kind == "classification":
             return F.cross_entropy(outputs, y)
         return (outputs - y).square().mean()

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from metarun.ahead import Ahead
 from metarun.algorithms.base import Turn
 from metarun.assemble import Experiment
 from metarun.chunks import in_chunks
@@ -51,7 +52,7 @@ def train(experiment: Experiment, state: State, log: Log, stop: Stop, flops_a_st
     algorithm, validation = experiment.algorithm, experiment.validation
     if algorithm.meta_grad is None:
         return state
-    optimizer = OuterOptimizer(experiment.outer, state.meta)
+    optimizer, ahead = OuterOptimizer(experiment.outer, state.meta), Ahead(experiment)
     optimizer.restore(state.moments)
     every = max(1, validation.every // 25)
     while (done := spent(experiment, state, flops_a_step)) < 1:
@@ -66,7 +67,7 @@ def train(experiment: Experiment, state: State, log: Log, stop: Stop, flops_a_st
         begun = time.perf_counter()
         if algorithm.turn is not None and state.step == algorithm.turn.step:
             _take_turn(experiment, algorithm.turn, state)
-        tasks = experiment.batch(state.step)
+        tasks = ahead.batch(state.step)
         found, norm = _meta_gradient(experiment, state, tasks, log)
         if found is not None:
             gradient = clipped(found.gradient, norm, experiment.outer.clip)

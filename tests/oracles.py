@@ -36,6 +36,7 @@ class Quadratic:
 
     size: int
     kind: str = "regression"
+    precision: str = "full"
 
     @property
     def model(self) -> SimpleNamespace:

@@ -20,6 +20,7 @@ CORE |= {
     "lbfgs",
     "masks",
     "nearest",
+    "precision",
     "rates",
 }
 HEAVY = ("torch", "wandb", "matplotlib", "scipy", "pandas")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from metarun.algorithms.base import Count, MetaAlgorithm, Rate
 from metarun.algorithms.maml import maml
 from metarun.estimators import Estimator
@@ -26,7 +28,7 @@ def adapters(
     `adapt` and `learn` are masks as for MAML, in which `adapters` names the added parameters:
     with both at [adapters, head] the body keeps its initial values for good.
     """
-    own = Problem(with_adapters(problem.model, kind, rank), problem.kind, problem.train_classes)
+    own = replace(problem, model=with_adapters(problem.model, kind, rank))
     algorithm = maml(
         own,
         inner_lr=inner_lr,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from metarun.algorithms.base import Count, MetaAlgorithm, Rate, adapting, plain_learner
 from metarun.estimators import Estimator, estimate, is_exact
 from metarun.inner import gradient_descent
@@ -18,7 +20,7 @@ def cavia(
     Zintgraf et al., 2019, arXiv:1810.03642, section 3. The context begins at 0 in every
     task and is not learned; the model is never adapted.
     """
-    own = Problem(with_context(problem.model, context), problem.kind, problem.train_classes)
+    own = replace(problem, model=with_context(problem.model, context))
     shared = frozenset(own.initial()) - own.model.adapted
 
     def init(params: Params) -> Meta:

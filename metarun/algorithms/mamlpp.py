@@ -10,7 +10,7 @@ from pydantic import Field
 from metarun.algorithms.base import Count, MetaAlgorithm, Rate, adapting, plain_learner, plain_start
 from metarun.estimators import estimate
 from metarun.inner import Learner, inner_step, leaves, meta_leaves
-from metarun.metagradient import MetaGrad, MetaGradient, MetaSum, query_losses
+from metarun.metagradient import MetaGrad, MetaGradient, MetaSum, query_gradients
 from metarun.models.net import norm_parameters
 from metarun.problem import Meta, Params, Problem
 from metarun.rates import InnerRates, Rates, Transform, at_step, initial_rates, learned_descent
@@ -109,10 +109,9 @@ def multi_step(
             for k, weight in enumerate(weights):
                 params = inner_step(learner, meta, k, params, support, second_order=second_order)
                 here = leaves(params)
-                found = query_losses(problem, here, tasks)
+                found, pull = query_gradients(problem, here, tasks)
                 reached += params.values()
-                given = list(here.values())
-                pulls += torch.autograd.grad(weight * found.mean(), given, materialize_grads=True)
+                pulls += [weight * pull[name] for name in params]
                 losses.append(found.detach())
             total = MetaSum(meta)
             total.add(torch.autograd.grad(reached, total.leaves, pulls, allow_unused=True))

@@ -71,7 +71,9 @@ def mixture(
     """
     _check(problem, weights, combine, score, starts)
     update, mixed = gradient_descent(inner_lr), combine == "predictions"
-    judge = Mixed(problem.model, problem.kind, single=problem) if mixed else problem
+    judge = problem
+    if mixed:
+        judge = Mixed(problem.model, problem.kind, precision=problem.precision, single=problem)
     fits = support_score(problem, score, 2, update, steps)
     encoder = set_encoder(problem, width, starts) if weights == "gate" else None
 

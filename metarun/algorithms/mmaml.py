@@ -45,7 +45,9 @@ def mmaml(
             "tasks do not fit them; use model.bn_mode=transductive or support, or model.norm"
         )
     units = channels(problem.model)
-    modulated = Modulated(problem.model, problem.kind, problem.train_classes, units=units)
+    modulated = Modulated(
+        problem.model, problem.kind, problem.train_classes, problem.precision, units=units
+    )
     encoder = set_encoder(problem, width, 2 * sum(count for _, count in units))
 
     def init(params: Params) -> Meta:

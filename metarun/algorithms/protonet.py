@@ -19,7 +19,7 @@ from metarun.algorithms.heads import (
     with_head,
     without_steps,
 )
-from metarun.estimators import unrolled
+from metarun.estimators import adjoint
 from metarun.problem import Meta, Params, Problem
 
 
@@ -48,5 +48,5 @@ def protonet(
         return {"head.weight": means, "head.norm": meta["cosine"]["scale"].expand(ways)}
 
     start = starting_with(head)
-    meta_grad = unrolled(problem, without_steps(start), 0)
+    meta_grad = adjoint(problem, without_steps(start), 0, last=0, kept=0)
     return MetaAlgorithm(init, solved(start), meta_grad, problem=problem if cosine else None)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from metarun.algorithms.base import MetaAlgorithm, Rate
 from metarun.algorithms.heads import body_of, solved, starting_with, without_steps
-from metarun.estimators import unrolled
+from metarun.estimators import adjoint
 from metarun.problem import Meta, Params, Problem
 
 
@@ -40,7 +40,9 @@ def r2d2(problem: Problem, *, ridge: Rate, scale: Rate) -> MetaAlgorithm:
         return {"head.weight": weights[:-1].T, "head.bias": weights[-1] + solver["bias"]}
 
     start = starting_with(head)
-    return MetaAlgorithm(init, solved(start), unrolled(problem, without_steps(start), 0))
+    return MetaAlgorithm(
+        init, solved(start), adjoint(problem, without_steps(start), 0, last=0, kept=0)
+    )
 
 
 def ridge_regression(z: Tensor, y: Tensor, ridge: Tensor) -> Tensor:

@@ -8,13 +8,13 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional as F
 
 from metarun.algorithms.base import MetaAlgorithm, Rate, adapting
 from metarun.algorithms.heads import class_means, unit
 from metarun.algorithms.scratch import chosen_rate_descent, rate_grid
 from metarun.inner import Learner, over_tasks
 from metarun.metagradient import MetaGrad, MetaGradient
+from metarun.precision import products
 from metarun.problem import Meta, Params, Problem
 from metarun.tasks import Tasks
 
@@ -121,7 +121,7 @@ def pretraining(
             return found, found.detach()
         features = problem.features(params, x)
         logits: Tensor = functional_call(base, head, (features,))
-        return F.cross_entropy(logits, y), features.detach().mean(0)
+        return problem.error(logits, y), features.detach().mean(0)
 
     def meta_grad(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
         def mean_loss(params: Params, head: Params) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -130,9 +130,9 @@ def pretraining(
             return losses.mean(), (losses.detach(), torch.stack([m for _, m in found]).mean(0))
 
         head = dict(meta.get("base", {}))
-        found, (_, (losses, mean)) = torch.func.grad_and_value(mean_loss, (0, 1), has_aux=True)(
-            dict(meta["params"]), head
-        )
+        differentiated = torch.func.grad_and_value(mean_loss, (0, 1), has_aux=True)
+        with products(problem.precision, tasks.query_x.device.type):
+            found, (_, (losses, mean)) = differentiated(dict(meta["params"]), head)
         gradient = {"params": found[0]} | ({"base": found[1]} if head else {})
         if mean_rate is None:
             return MetaGradient(gradient, losses)

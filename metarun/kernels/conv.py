@@ -24,7 +24,17 @@ _LARGEST = 7  # kernel that the C code has room for
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor, *, stride: int, padding: int) -> Tensor:
     """Convolve [B, I, H, W] with [O, I, k, k]."""
     # Not by [0]: the gradient of an index is a tensor of zeros to be filled.
-    return _Conv.apply(x[None], weight[None], bias[None], stride, padding).squeeze(0)
+    rounded = x.dtype == torch.float32 and torch.is_autocast_enabled("cpu")  # as torch's own do
+    how = _How(stride, padding, rounded)
+    return _Conv.apply(x[None], weight[None], bias[None], how).squeeze(0)
+
+
+class _How(NamedTuple):
+    """What a convolution does to its input, and whether torch's own may round to bfloat16."""
+
+    stride: int
+    padding: int
+    rounded: bool
 
 
 class _Shape(NamedTuple):
@@ -43,7 +53,8 @@ class _Shape(NamedTuple):
     padding: int
 
     @classmethod
-    def of(cls, x: Tensor, weight: Tensor, stride: int, padding: int) -> _Shape:
+    def of(cls, x: Tensor, weight: Tensor, how: _How) -> _Shape:
+        stride, padding, _ = how
         tasks, batch, inputs, height, width = x.shape
         outputs, size = weight.shape[1], weight.shape[-1]
         down, across = ((side + 2 * padding - size) // stride + 1 for side in (height, width))
@@ -71,18 +82,17 @@ def _weights_inside(weight: Tensor) -> tuple[Tensor, int]:
     return inside, 0 if shared else inside[0].numel()
 
 
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
-    s = _Shape.of(x, weight, stride, padding)
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, how: _How) -> Tensor:
+    s = _Shape.of(x, weight, how)
     if s.thin(x):
         x, s = _patches(x, s)
         weight = _flat(weight, s)
     elif not s.few(x):
-        biases = [None] * len(x) if bias is None else bias
-        outs = [
-            torch.conv2d(_last(a), _last(w), b, stride, padding)
-            for a, w, b in zip(x, weight, biases, strict=True)
-        ]
-        return outs[0][None] if len(outs) == 1 else torch.stack(outs)
+        biases = [None] * len(x) if bias is None else _rounded(bias, how)
+        pairs = zip(_rounded(x, how), _rounded(weight, how), biases, strict=True)
+        outs = [torch.conv2d(_last(a), _last(w), b, how.stride, how.padding) for a, w, b in pairs]
+        out = outs[0][None] if len(outs) == 1 else torch.stack(outs)
+        return out.to(x.dtype)
     else:
         x = channels_inside(x)
     inside, apart = _weights_inside(weight)
@@ -93,12 +103,12 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, paddin
 
 
 def _gradients(
-    dout: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, wanted: list[bool]
+    dout: Tensor, x: Tensor, weight: Tensor, how: _How, wanted: list[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients of x, of the weights and of the bias, as wanted."""
-    s = _Shape.of(x, weight, stride, padding)
+    s = _Shape.of(x, weight, how)
     if not (s.few(x) or (s.thin(x) and not wanted[0])):
-        return _gradients_by_torch(dout, x, weight, stride, padding, wanted)
+        return _gradients_by_torch(dout, x, weight, how, wanted)
     dout = channels_inside(dout)
     dx = dweight = dbias = None
     if wanted[0]:
@@ -119,21 +129,26 @@ def _gradients(
 
 
 def _gradients_by_torch(
-    dout: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, wanted: list[bool]
+    dout: Tensor, x: Tensor, weight: Tensor, how: _How, wanted: list[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     sizes = [weight.shape[1]] if wanted[2] else None
-    by, around = [stride] * 2, [padding] * 2
+    by, around = [how.stride] * 2, [how.padding] * 2
+    given = (_rounded(t, how) for t in (dout, x, weight))
     found = [
         torch.ops.aten.convolution_backward(
             _last(d), _last(a), _last(w), sizes, by, around, [1, 1], False, [0, 0], 1, wanted
         )
-        for d, a, w in zip(dout, x, weight, strict=True)
+        for d, a, w in zip(*given, strict=True)
     ]
     dx, dweight, dbias = (
-        torch.stack(parts) if want else None
+        torch.stack(parts).to(x.dtype) if want else None
         for parts, want in zip(zip(*found, strict=True), wanted, strict=True)
     )
     return dx, dweight, dbias
+
+
+def _rounded(x: Tensor, how: _How) -> Tensor:
+    return x.bfloat16() if how.rounded else x
 
 
 def _last(x: Tensor) -> Tensor:
@@ -162,20 +177,19 @@ class _Conv(PerTask):
     """All tensors have a leading [T]."""
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
-        return _forward(x, weight, bias, stride, padding)
+    def forward(x: Tensor, weight: Tensor, bias: Tensor, how: _How) -> Tensor:
+        return _forward(x, weight, bias, how)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, _, ctx.stride, ctx.padding = inputs
+        x, weight, _, ctx.how = inputs
         ctx.save_for_backward(x, weight)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         deep = ctx.needs_input_grad[0]
-        by, around = ctx.stride, ctx.padding
-        dx, dweight, dbias = _Backward.apply(*grads, *ctx.saved_tensors, by, around, deep)
-        return dx if deep else None, dweight, dbias, None, None
+        dx, dweight, dbias = _Backward.apply(*grads, *ctx.saved_tensors, ctx.how, deep)
+        return dx if deep else None, dweight, dbias, None
 
 
 class _Backward(PerTask):
@@ -183,16 +197,16 @@ class _Backward(PerTask):
 
     @staticmethod
     def forward(
-        dout: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, deep: bool
+        dout: Tensor, x: Tensor, weight: Tensor, how: _How, deep: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        dx, dweight, dbias = _gradients(dout, x, weight, stride, padding, [deep, True, True])
+        dx, dweight, dbias = _gradients(dout, x, weight, how, [deep, True, True])
         assert dweight is not None
         assert dbias is not None
         return x.new_empty(len(x), 0) if dx is None else dx, dweight, dbias
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        dout, x, weight, ctx.stride, ctx.padding, ctx.deep = inputs
+        dout, x, weight, ctx.how, ctx.deep = inputs
         ctx.save_for_backward(dout, x, weight)
 
     @staticmethod
@@ -202,11 +216,11 @@ class _Backward(PerTask):
     ) -> tuple[Tensor | None, ...]:
         of_dx, of_dweight, of_dbias = grads
         dout, x, weight = ctx.saved_tensors
-        by, around = ctx.stride, ctx.padding
-        of_dout = _forward(x, of_dweight, of_dbias, by, around)
+        how = ctx.how
+        of_dout = _forward(x, of_dweight, of_dbias, how)
         of_x = of_weight = None
         if ctx.deep:
-            of_dout = of_dout + _forward(of_dx, weight, None, by, around)
-            of_x = _gradients(dout, x, of_dweight, by, around, [True, False, False])[0]
-            of_weight = _gradients(dout, of_dx, weight, by, around, [False, True, False])[1]
-        return of_dout, of_x, of_weight, None, None, None
+            of_dout = of_dout + _forward(of_dx, weight, None, how)
+            of_x = _gradients(dout, x, of_dweight, how, [True, False, False])[0]
+            of_weight = _gradients(dout, of_dx, weight, how, [False, True, False])[1]
+        return of_dout, of_x, of_weight, None, None

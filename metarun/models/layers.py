@@ -63,6 +63,7 @@ class Norm(nn.Module):
     def forward(self, x: Tensor, reference: int | None = None) -> Tensor:
         if self.kind == "none":
             return x
+        x = x.to(self.weight.dtype)  # whatever the precision of the product before
         per_channel = (1, -1) + (1,) * (x.dim() - 2)
         weight, bias = self.weight.view(per_channel), self.bias.view(per_channel)
         if self.kind == "batch":

@@ -32,16 +32,14 @@ def poisoned(experiment: Experiment, where: str, steps: set[int]) -> Experiment:
         def __getattr__(self, name: str):
             return getattr(source, name)
 
-        def tasks(self, split: str, first: int, *args, **kwargs) -> Tasks:
-            found = source.tasks(split, first, *args, **kwargs)
-            if split != "train" or first // batch not in steps:
-                return found
-            bad = found.mode.clone()
-            bad[BAD_TASK] = 99
+        def tasks(self, split: str, first: int, count: int, **kwargs) -> Tasks:
+            found = source.tasks(split, first, count, **kwargs)
+            bad = [step * batch + BAD_TASK - first for step in steps]
+            bad = [place for place in bad if split == "train" and 0 <= place < count]
             if where == "gradient":
-                return replace(found, mode=bad)
+                return replace(found, mode=found.mode.index_fill(0, torch.tensor(bad).long(), 99))
             values = getattr(found, where).clone()
-            values[BAD_TASK] = float("inf")
+            values[bad] = float("inf")
             return replace(found, **{where: values})
 
     inner = experiment.algorithm.meta_grad

@@ -1,0 +1,69 @@
+"""Batches drawn ahead are the batches that meta-steps ask for, and cost few draws."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny
+
+from metarun.ahead import STEPS, Ahead
+from metarun.assemble import Experiment, assemble
+from metarun.config import check, compose_job
+from metarun.tasks import Tasks
+
+IN_ANY_ORDER = (0, 1, 2, 63, 64, 65, 200, 3, 127, 128)
+
+
+class Counting:
+    """A source that counts how often it is asked for training tasks."""
+
+    def __init__(self, source: Any) -> None:
+        self.source, self.draws = source, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.source, name)
+
+    def tasks(self, *args: Any, **shape: Any) -> Tasks:
+        self.draws += 1
+        return self.source.tasks(*args, **shape)
+
+
+def counted(experiment: Experiment) -> tuple[Experiment, Counting]:
+    source = Counting(experiment.source)
+    return replace(experiment, source=source), source
+
+
+def same(a: Tasks, b: Tasks) -> bool:
+    return all(torch.equal(getattr(a, f.name), getattr(b, f.name)) for f in fields(Tasks))
+
+
+@pytest.mark.parametrize("dataset", ["sinusoid", "multimodal"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_batches_are_bit_for_bit_those_drawn_alone(dataset: str, dtype: str) -> None:
+    experiment = tiny(f"dataset={dataset}", f"hardware.dtype={dtype}", "outer.batch=5")
+    ahead = Ahead(experiment)
+    assert ahead.steps == STEPS
+    for step in IN_ANY_ORDER:
+        assert same(ahead.batch(step), experiment.batch(step)), step
+    assert not same(ahead.batch(1), experiment.batch(0))
+
+
+def test_many_meta_steps_are_one_draw() -> None:
+    experiment, source = counted(tiny())
+    ahead = Ahead(experiment)
+    for step in range(2 * STEPS):
+        ahead.batch(step)
+    assert source.draws == 2
+
+
+def test_images_and_pretraining_are_drawn_when_they_are_needed() -> None:
+    images = assemble(check(compose_job(["dataset=glyphs"])), Path("no-data-needed"))
+    assert Ahead(images).steps == 1
+    pretraining = tiny("algo=transfer")
+    ahead = Ahead(pretraining)
+    assert ahead.steps == 1
+    assert same(ahead.batch(3), pretraining.batch(3))

@@ -40,6 +40,7 @@ def measure(threads: int, device: torch.device, say: Callable[[str], None]) -> l
 def draw(points: list[dict[str, Any]], path: Path) -> None:
     """Draw seconds above and peak memory below, a column a sweep."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     figure = Figure(figsize=(4 * len(SWEPT), 6), layout="constrained")
     panels = figure.subplots(2, len(SWEPT), squeeze=False)
@@ -54,8 +55,14 @@ def draw(points: list[dict[str, Any]], path: Path) -> None:
                 ]
                 if line:
                     axes.plot(*zip(*line, strict=True), marker="o", label=estimator)
-            axes.set_xscale("log", base=2)
+            axes.set_xscale("log")
+            axes.set_xticks(SWEPT[what], [str(value) for value in SWEPT[what]], minor=False)
+            axes.set_xticks([], minor=True)
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+            axes.grid(alpha=0.3)
             axes.set_xlabel(TITLES[what])
             axes.set_ylabel("seconds a meta-step" if key == "seconds" else "peak, MiB")
     panels[0][1].legend(fontsize=8)

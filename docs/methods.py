@@ -38,7 +38,8 @@ sinusoids was stopped half-way after 20 minutes), for classes only, or diverged.
 maml has one start of 92-92, as many numbers as the five starts of 40-40, and the others one of
 40-40; rules with learned rates diverge there with their defaults, when a rate grows too large:
 alfa at meta-step 31, metacurvature at 46, metasgd at 64, mamlpp at 418. metasgd's value is with
-algo.transform=exp (softplus: 1.016 ± 0.150).
+algo.transform=exp (softplus: 1.016 ± 0.150). alfa's values on Omniglot were taken before its preset
+had a clip (outer.clip=1); on sinusoids it diverged without.
 
 Written by `python docs/methods.py SWEEP...`; the sweeps are
 

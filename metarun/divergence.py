@@ -60,8 +60,9 @@ class Diagnosis:
         return DivergedError(
             f"diverged at meta-step {self.step}: not finite in {where} of task "
             f"{', '.join(map(str, self.tasks[:5]))}, first in {self.tensor}; a smaller inner rate "
-            "(algo.inner_lr), outer.clip=10 or outer.on_divergence=drop_tasks may help; where the "
-            "inner loss stays finite, look for a square root or a norm at zero"
+            "(algo.inner_lr), algo.transform=exp where rates are learned, outer.clip=1 or "
+            "outer.on_divergence=drop_tasks may help; where the inner loss stays finite, look for "
+            "a square root or a norm at zero"
         )
 
 

@@ -60,7 +60,9 @@ def settings(run: Run) -> dict[str, str]:
     flat |= {g: str(choice) for g, choice in choices.items() if g in kept}
     flat.setdefault("model", str(run.outcome.get("model", "?")))
     if isinstance(hardware := run.config.get("hardware"), dict):
-        flat["dtype"] = str(cast(dict[str, Any], hardware).get("dtype"))
+        own = cast(dict[str, Any], hardware)
+        flat["dtype"] = str(own.get("dtype"))
+        flat["precision"] = str(own.get("precision", "full"))
     return dict(sorted(flat.items()))
 
 
@@ -165,7 +167,8 @@ def _clusters(blocks: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 
 def _device(outcome: dict[str, Any]) -> str:
     hardware = outcome.get("hardware") or {}
-    threads = hardware.get("threads")
-    return f"{hardware.get('device', '?')}" + (
-        f", {threads} thread{'s' * (threads != 1)}" if threads else ""
-    )
+    threads, precision = hardware.get("threads"), hardware.get("precision", "full")
+    parts = [str(hardware.get("device", "?"))]
+    parts += [f"{threads} thread{'s' * (threads != 1)}"] if threads else []
+    parts += [f"{precision} in training"] if precision != "full" else []
+    return ", ".join(parts)

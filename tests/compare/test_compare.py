@@ -160,6 +160,14 @@ def test_seed_name_and_hardware_do_not_name_methods(make_run):
     assert [e.label for e in compared(*runs).sections[0].entries] == ["maml"]
 
 
+def test_precision_is_a_setting_like_any_other(make_run):
+    before = {"hardware": {"dtype": "float32"}}  # a run of before there was the setting
+    rounded = {"hardware": {"dtype": "float32", "precision": "bf16"}}
+    runs = [make_run("full", config=before), make_run("rounded", config=rounded)]
+    (section,) = compared(*runs).sections
+    assert {e.label for e in section.entries} == {"maml precision=full", "maml precision=bf16"}
+
+
 def test_reference_by_default_by_name_and_by_algorithm(make_run, sweep):
     assert compared(sweep, reference="scratch").sections[0].reference == "scratch"
     no_transfer = [make_run("m"), make_run("s", "scratch")]

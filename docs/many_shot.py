@@ -36,6 +36,8 @@ Written by `python docs/many_shot.py SWEEP...`; the sweeps are
 
     metarun -m experiment=many_shot algo=maml algo.steps=1,5,10,20,50 task.shots=5,20,100,500 \\
       suggest.inner_lr=0.01,0.05,0.1 outer.clip=null
+    metarun -m experiment=many_shot algo=maml algo.steps=100,200 task.shots=20 \\
+      suggest.inner_lr=0.01,0.05,0.1 outer.clip=null
     metarun -m experiment=many_shot suggest.inner_lr=0.1
 """
 HUGE = 1e6  # an error, beyond which some test task's adaptation has run away

@@ -244,12 +244,13 @@ def _table(table: Table) -> wandb.Table:
 def _finish(run: wandb.Run, folder: Path, exit_code: int) -> None:
     """End the run, and drop earlier local logs of it, all of which has now been written again."""
     current = Path(run.dir).parent
-    earlier = [p for p in folder.glob(f"wandb/*run-*-{run.id}") if p.resolve() != current.resolve()]
     signal.alarm(FINISH_S)
     run.finish(exit_code=exit_code)
     signal.alarm(0)
-    for log in earlier:
-        shutil.rmtree(log, ignore_errors=True)
+    # Looked for last: W&B's own process outlives a mirror that is killed, and may still begin one.
+    for log in folder.glob(f"wandb/*run-*-{run.id}"):
+        if log.resolve() != current.resolve():
+            shutil.rmtree(log, ignore_errors=True)
     print(f"mirrored {folder.name}: {current if run.offline else run.url}", flush=True)
 
 

@@ -247,8 +247,7 @@ def _finish(run: wandb.Run, folder: Path, exit_code: int) -> None:
     signal.alarm(FINISH_S)
     run.finish(exit_code=exit_code)
     signal.alarm(0)
-    # Looked for last: W&B's own process outlives a mirror that is killed, and may still begin one.
-    for log in folder.glob(f"wandb/*run-*-{run.id}"):
+    for log in folder.glob(f"wandb/*run-*-{run.id}*"):  # W&B adds "-1" where two begin in a second
         if log.resolve() != current.resolve():
             shutil.rmtree(log, ignore_errors=True)
     print(f"mirrored {folder.name}: {current if run.offline else run.url}", flush=True)

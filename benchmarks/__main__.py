@@ -14,7 +14,7 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 import torch
 
-from benchmarks import curves, report
+from benchmarks import curves, report, sampling
 from benchmarks.machine import describe
 from benchmarks.peers import installed
 from benchmarks.run import OURS, builders, in_processes, measure, ratios
@@ -38,6 +38,9 @@ def parser() -> argparse.ArgumentParser:
         "--processes", action="store_true", help="times too, of fresh processes in alternation"
     )
     found.add_argument("--curves", action="store_true", help="how metarun alone scales, instead")
+    found.add_argument(
+        "--sampling", action="store_true", help="drawing tasks, as a share of a step, instead"
+    )
     found.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     found.add_argument("--list", action="store_true", help="works and peers, and nothing measured")
     return found
@@ -58,6 +61,10 @@ def main(arguments: list[str] | None = None) -> int:
         points = curves.measure(asked.threads, device, _say)
         _write(asked.out / "curves.json", {**about, "curves": points})
         curves.draw(points, asked.out / "curves.png")
+        return 0
+    if asked.sampling:
+        shares = sampling.measure(device, _say, asked.threads)
+        _write(asked.out / "sampling.json", {**about, "sampling": shares})
         return 0
     variants = {OURS: []} | {f"{OURS} {one}": one.split() for one in asked.also}
     builds = builders(asked.threads, variants)

@@ -43,6 +43,7 @@ class Choice(NamedTuple):
     tolerance: float
     seconds: dict[str, float]  # of a meta-step, by way and chunk, where they were measured
     compiled: str  # yes, or why not
+    compile_seconds: float = 0.0  # of building the graph, few where the cache has it
 
     def describe(self) -> dict[str, Any]:
         """Return what goes into the records."""
@@ -69,8 +70,10 @@ def settle(experiment: Experiment, meta: Meta) -> tuple[Experiment, Choice | Non
         way, chunk = "loop", 1
         chosen = _with(experiment, way, chunk)
         console.warn(f"hardware.batching: {reason}; running the plain loop")
+    begun = time.perf_counter()
     chosen, graph = _compiled(chosen, meta_grad, meta)
-    return chosen, Choice(way, chunk, reason, difference, TOLERANCE, seconds, graph)
+    building = round(time.perf_counter() - begun, 3) if experiment.hardware.compile else 0.0
+    return chosen, Choice(way, chunk, reason, difference, TOLERANCE, seconds, graph, building)
 
 
 def _compiled(experiment: Experiment, meta_grad: MetaGrad, meta: Meta) -> tuple[Experiment, str]:

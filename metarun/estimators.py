@@ -24,6 +24,7 @@ from metarun.metagradient import (
     query_gradients,
     query_losses,
 )
+from metarun.precision import refuse_rounding
 from metarun.problem import Meta, Params, Problem
 from metarun.tasks import Tasks
 
@@ -57,8 +58,9 @@ def estimate(estimator: Estimator, problem: Problem, learner: Learner, steps: in
     truncation, {pairs: n, sigma: s} evolution strategies.
 
     Raises:
-        ConfigError: more steps to differentiate than there are.
+        ConfigError: more steps to differentiate than there are; a precision that it cannot use.
     """
+    check_estimator(estimator, steps, problem)
     match estimator:
         case "unrolled":
             return unrolled(problem, learner, steps)
@@ -69,23 +71,22 @@ def estimate(estimator: Estimator, problem: Problem, learner: Learner, steps: in
         case "first_order":
             return adjoint(problem, learner, steps, last=0, kept=0)
         case Truncated(last=last):
-            check_estimator(estimator, steps)
             return adjoint(problem, learner, steps, last=last, kept=KEPT)
         case Evolution(pairs=pairs, sigma=sigma):
             return evolution(problem, learner, steps, pairs=pairs, sigma=sigma)
 
 
-def check_estimator(estimator: Estimator, steps: int) -> None:
-    """Refuse what `estimate` would, for families that call it in every meta-step only.
-
-    Raises:
-        ConfigError: more steps to differentiate than there are.
-    """
+def check_estimator(estimator: Estimator, steps: int, problem: Problem) -> None:
+    """Refuse what `estimate` would, for families that call it in every meta-step only."""
     if isinstance(estimator, Truncated) and estimator.last > steps:
         raise ConfigError(
             f"algo.estimator: {{last: {estimator.last}}} is more than algo.steps={steps}; "
             f"must be at most {steps}, and adjoint goes through them all"
         )
+    if estimator == "unrolled":
+        refuse_rounding(problem.precision, "algo.estimator=unrolled")
+    if isinstance(estimator, Evolution):
+        refuse_rounding(problem.precision, "evolution strategies, algo.estimator={pairs, sigma},")
 
 
 def is_exact(estimator: Estimator) -> bool:

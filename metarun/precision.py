@@ -13,6 +13,8 @@ from typing import Literal
 
 import torch
 
+from metarun.errors import ConfigError
+
 Precision = Literal["full", "tf32", "bf16"]
 
 
@@ -30,6 +32,19 @@ def products(precision: Precision, device: str) -> Generator[None]:
             tensor_float("ieee")
     else:
         yield
+
+
+def refuse_rounding(precision: Precision, who: str) -> None:
+    """Refuse reduced precision for one who would not use it, rather than report what is not so.
+
+    Raises:
+        ConfigError: a precision other than full.
+    """
+    if precision != "full":
+        raise ConfigError(
+            f"hardware.precision: {who} has no pass of the query alone that {precision} could "
+            "round; use hardware.precision=full"
+        )
 
 
 def tensor_float(precision: Literal["ieee", "tf32"]) -> None:

@@ -15,7 +15,7 @@ from metarun.data.fetch import data_root
 
 def main(argv: list[str]) -> int:
     """Check the composed experiment in float64 on a few tasks; return 1 when a check fails."""
-    config = compose_job([*argv, "hardware.dtype=float64"])
+    config = compose_job([*argv, "hardware.dtype=float64", "hardware.precision=full"])
     checked = check(config)
     subject = subject_of(checked, assemble(checked, data_root()))
     console.say(f"algo={config['choices']['algo']} model={config['choices']['model']}, float64")

@@ -53,7 +53,7 @@ def clustered(
     all tasks before it learns from its own alone.
     """
     check_score(problem, assign, "algo.assign")
-    check_estimator(estimator, steps)
+    check_estimator(estimator, steps, problem)
     update = gradient_descent(inner_lr)
 
     def init(params: Params) -> Meta:

@@ -147,7 +147,7 @@ def mixture(
 
         return [alone(which) for which in range(starts)]
 
-    check_estimator(estimator, steps)
+    check_estimator(estimator, steps, problem)
     return MetaAlgorithm(
         init,
         adapting(learner(responsible)),

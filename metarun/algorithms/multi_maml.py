@@ -61,7 +61,7 @@ def multi_maml(
         told(tasks.mode)
         return estimate(estimator, problem, learner(tasks.mode), steps)(meta, tasks, step)
 
-    check_estimator(estimator, steps)
+    check_estimator(estimator, steps, problem)
     return MetaAlgorithm(
         init, adapting(learner(0)), meta_grad, exact=is_exact(estimator), oracle=told
     )

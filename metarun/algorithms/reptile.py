@@ -15,6 +15,7 @@ from torch import Tensor
 from metarun.algorithms.base import Count, MetaAlgorithm, Rate, plain_start
 from metarun.inner import leaves, over_tasks
 from metarun.metagradient import MetaGradient
+from metarun.precision import refuse_rounding
 from metarun.problem import Meta, Params, Problem
 from metarun.tasks import Tasks
 
@@ -45,6 +46,7 @@ def reptile(
     (`adam`): here as the mean over a meta-step's tasks, so that their order does not matter. The
     losses are of all of a task's data after training on it.
     """
+    refuse_rounding(problem.precision, "algo=reptile")
 
     def init(params: Params) -> Meta:
         meta: Meta = {"params": params}

@@ -129,7 +129,7 @@ def tsamaml(
         numbers = [torch.full((len(x),), which, device=x.device) for which in range(starts)]
         return [adapt(learner(n) if begun(meta) else first, meta, x, y, count) for n in numbers]
 
-    check_estimator(estimator, steps)
+    check_estimator(estimator, steps, problem)
     return MetaAlgorithm(
         init,
         ready,

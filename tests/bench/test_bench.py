@@ -13,7 +13,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks import __main__ as command
-from benchmarks import ours
+from benchmarks import ours, sampling
 from benchmarks.agreement import agreement, distance
 from benchmarks.measure import flops
 from benchmarks.peers import plain
@@ -45,6 +45,17 @@ def test_a_round_is_measured_and_written(found):
     assert {"versions", "machine", "allocator", "threads"} <= set(everything)
     assert "| metarun |" in (found / "results.md").read_text(encoding="utf-8")
     assert (found / "results.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_sampling_is_measured_where_there_are_data(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("METARUN_DATA", str(tmp_path / "none"))
+    wanted = {name: sampling.PRESETS[name] for name in ("omniglot", "sinusoid")}
+    monkeypatch.setattr(sampling, "PRESETS", wanted)
+    assert command.main(["--sampling", "--threads", "1", "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "sampling.json").read_text(encoding="utf-8"))["sampling"]
+    assert 0 < found["sinusoid"]["share"] < 1
+    assert "not_measured" in found["omniglot"]
+    assert "omniglot: not measured" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

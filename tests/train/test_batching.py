@@ -139,6 +139,7 @@ def test_the_choice_is_on_record(tmp_path: Path) -> None:
     assert "conv4" in said["reason"]
     assert said["difference"] <= said["tolerance"]
     assert said["compiled"] == "not asked for"
+    assert said["compile_seconds"] == 0.0
 
 
 @pytest.mark.slow
@@ -148,6 +149,7 @@ def test_one_graph_gives_the_same_and_other_shapes_run_as_they_are() -> None:
     settled, choice = settle(experiment, meta)
     assert choice is not None
     assert choice.compiled == "yes"
+    assert choice.compile_seconds > 0.1
     assert 0 <= choice.difference <= choice.tolerance
     plain, fast = experiment.algorithm.meta_grad, settled.algorithm.meta_grad
     assert plain is not None

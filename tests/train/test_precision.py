@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny
+from tiny import FEW, tiny
 
 from metarun import precision
 from metarun.assemble import Experiment, assemble
 from metarun.batching import settle
 from metarun.config import check, compose_job
 from metarun.errors import ConfigError
+from metarun.paths import conf_dir
 from metarun.precision import products, tensor_float
 from metarun.problem import Meta
 from metarun.trees import apart
@@ -21,7 +22,9 @@ from metarun.trees import apart
 IMAGES = ("dataset=glyphs", "outer.batch=2", "task.queries=15", "hardware=cpu")
 ROUNDED = "hardware.precision=bf16"
 WAYS = ["auto", "vmap", "loop"]  # the first by kernels, where there is a compiler
-FAMILIES = ["maml", "fomaml", "imaml", "mamlpp", "cavia", "adapters", "mmaml", "protonet", "r2d2"]
+SMALL = ("model=mlp", "model.hidden=[16]", "task.shots=2")
+PRESETS = sorted(path.stem for path in (conf_dir() / "algo").glob("*.yaml"))
+REFUSING = ("reptile", "es_maml")  # nothing in them is of the query alone
 
 
 def images(*words: str) -> Experiment:
@@ -44,19 +47,19 @@ def test_bf16_rounds_the_meta_gradient_and_no_more(batching: str) -> None:
     assert all(v.dtype == torch.float32 for params in found.values() for v in params.values())
 
 
-@pytest.mark.parametrize("algo", FAMILIES)
-def test_every_family_rounds_its_query(algo: str) -> None:
-    words = (f"algo={algo}", "model.hidden=[16]", "dataset=glyphs", "model=mlp", "task.shots=2")
-    full, rounded = tiny(*words), tiny(*words, ROUNDED)
+@pytest.mark.parametrize("algo", PRESETS)
+def test_every_preset_rounds_or_refuses(algo: str) -> None:
+    words = (f"algo={algo}", *SMALL, *FEW.get(f"algo={algo}", []))
+    full = images(*words)
+    if algo in REFUSING:
+        with pytest.raises(ConfigError, match=r"hardware\.precision: .*has no pass.*bf16"):
+            images(*words, ROUNDED)
+        return
+    if full.algorithm.meta_grad is None:
+        assert algo == "scratch"
+        return
     meta = full.initial()
-    assert 0 < apart(gradient(rounded, meta), gradient(full, meta)) < 0.5
-
-
-@pytest.mark.parametrize("algo", ["transfer", "baselinepp"])
-def test_pretraining_rounds_too(algo: str) -> None:
-    full, rounded = images(f"algo={algo}"), images(f"algo={algo}", ROUNDED)
-    meta = full.initial()
-    assert 0 < apart(gradient(rounded, meta), gradient(full, meta)) < 0.15
+    assert 0 < apart(gradient(images(*words, ROUNDED), meta), gradient(full, meta)) < 0.5
 
 
 def test_adaptation_and_evaluation_stay_in_full_precision() -> None:
@@ -125,6 +128,9 @@ def test_a_run_turns_off_what_torch_rounds_by_itself() -> None:
     [
         (("hardware.precision=tf32",), r"hardware\.precision: tf32 .*device is cpu.*bf16 or full"),
         ((ROUNDED, "hardware.dtype=float64"), r"hardware\.precision: bf16 .*precision=full"),
+        ((ROUNDED, "algo=reptile"), r"algo=reptile has no pass .* bf16 .*precision=full"),
+        ((ROUNDED, "algo=es_maml"), r"evolution strategies.* has no pass .*precision=full"),
+        ((ROUNDED, "algo=clustered", "algo.estimator=unrolled"), r"unrolled has no pass"),
     ],
 )
 def test_what_cannot_be_is_refused(words: tuple[str, ...], text: str) -> None:

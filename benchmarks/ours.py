@@ -24,6 +24,8 @@ from metarun.models.net import Net
 from metarun.outer import OuterOptimizer, clipped, gradient_norm
 from metarun.tasks import Tasks
 
+BUDGET = 60_000  # meta-steps of the run that is built, as in the papers: `auto` looks at it
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -139,6 +141,7 @@ def _settings(work: Work, tasks: Tasks, threads: int) -> list[str]:
         f"algo={'imaml' if work.algorithm == 'imaml' else 'maml'}",
         f"algo.steps={work.steps}",
         f"algo.inner_lr={work.inner_lr}",
+        f"budget.total={BUDGET}",
     ]
     if work.net == "conv4":
         net = ["model=conv4", f"model.filters={work.filters}", "model.downsample=max_pool"]

@@ -24,7 +24,7 @@ class Ahead:
         alone = experiment.algorithm.batches == "examples"
         self.steps = 1 if alone else max(1, min(STEPS, NUMBERS // numbers))
         self._block: int | None = None
-        self._drawn: Tasks | None = None
+        self._drawn: list[Tasks] = []  # that block's batches
 
     def batch(self, step: int) -> Tasks:
         """Return what `Experiment.batch` does."""
@@ -32,7 +32,8 @@ class Ahead:
             return self.experiment.batch(step)
         size = self.experiment.outer.batch
         block, index = divmod(step, self.steps)
-        if self._drawn is None or block != self._block:
+        if block != self._block:
             count = self.steps * size
-            self._block, self._drawn = block, self.experiment.tasks("train", block * count, count)
-        return self._drawn[index * size : (index + 1) * size]
+            drawn = self.experiment.tasks("train", block * count, count)
+            self._block, self._drawn = block, list(drawn.chunks(size))
+        return self._drawn[index]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from metarun.algorithms.base import MetaAlgorithm
+from metarun.compiled import pays
 from metarun.config import Checked, Part
 from metarun.data.source import Source, Split
 from metarun.errors import ConfigError
@@ -86,7 +87,7 @@ class Experiment:
 
     def examples_a_step(self) -> int:
         """Return how many inputs, support and query, one meta-step sees."""
-        return self.outer.batch * self.task.ways * (self.task.shots + self.task.queries)
+        return self.outer.batch * self.task.rows
 
     def evaluate(self, meta: Meta, split: Split, count: int, steps: int, stop: Stop) -> Scores:
         """Score tasks 0..count-1 of a split after 0..steps inner steps."""
@@ -163,7 +164,9 @@ def assemble(checked: Checked, data_root: Path) -> Experiment:
     for queries in {task.queries, task.test_queries}:
         source.check(ways=task.ways, shots=task.shots, queries=queries)
     problem, algorithm = learning(checked, source, hardware)
-    hardware = hardware.running(kernel_blocks(problem.model))
+    rows = sections["outer"].batch * task.rows
+    graph = pays(problem.model, rows, sections["budget"], hardware.device)
+    hardware = hardware.running(kernel_blocks(problem.model), graph)
     use_kernels(problem.model, hardware.way == "batched")
     if sections["outer"].diagnose:
         part = checked.parts["algo"]

@@ -72,14 +72,15 @@ def settle(experiment: Experiment, meta: Meta) -> tuple[Experiment, Choice | Non
         console.warn(f"hardware.batching: {reason}; running the plain loop")
     begun = time.perf_counter()
     chosen, graph = _compiled(chosen, meta_grad, meta)
-    building = round(time.perf_counter() - begun, 3) if experiment.hardware.compile else 0.0
+    building = round(time.perf_counter() - begun, 3) if experiment.hardware.graph else 0.0
     return chosen, Choice(way, chunk, reason, difference, TOLERANCE, seconds, graph, building)
 
 
 def _compiled(experiment: Experiment, meta_grad: MetaGrad, meta: Meta) -> tuple[Experiment, str]:
     """Return the experiment with its meta-step as one graph, where that is asked for and can be."""
-    if not experiment.hardware.compile:
-        return experiment, "not asked for"
+    if not experiment.hardware.graph:
+        left_open = experiment.hardware.compile == "auto"
+        return experiment, "would not pay" if left_open else "not asked for"
     tasks = experiment.batch(0)[: experiment.tasks_at_once()]
     try:
         fast = compiled(meta_grad, meta, tasks)
@@ -87,7 +88,8 @@ def _compiled(experiment: Experiment, meta_grad: MetaGrad, meta: Meta) -> tuple[
         if not difference <= COMPILED[experiment.hardware.dtype]:
             raise NotCompiledError(f"the graph's meta-gradient is {difference:.1e} from eager's")
     except NotCompiledError as error:
-        console.warn(f"hardware.compile: {error}; running it as it is")
+        if experiment.hardware.compile is True:
+            console.warn(f"hardware.compile: {error}; running it as it is")
         return experiment, str(error)
     return replace(experiment, algorithm=experiment.algorithm._replace(meta_grad=fast)), "yes"
 

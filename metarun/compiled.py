@@ -10,6 +10,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import Any, NamedTuple
 
 import torch
@@ -19,12 +20,27 @@ from torch.fx.experimental.proxy_tensor import make_fx  # pyright: ignore[report
 
 from metarun.files import cache_root
 from metarun.metagradient import MetaGrad, MetaGradient
+from metarun.models.net import Net
 from metarun.problem import Meta
+from metarun.settings import Budget
 from metarun.tasks import Tasks
 
+SMALL = 4_000_000  # products of a pass over a batch: up to there 4 to 12 times as fast, by 16 M 3,
+LONG = {"meta_steps": 20_000, "seconds": 300}  # by 80 M slower; and 5 to 60 s of building pay
 STEPS = (0, 1, 10**9)  # meta-steps at which the graph must be one and the same
 
 Names = tuple[tuple[str, tuple[str, ...]], ...]
+
+
+def pays(model: Net, rows: int, budget: Budget, device: torch.device) -> bool:
+    """Tell whether one graph is worth its building: for a small perceptron's long training.
+
+    `rows` are those of a batch, support and query. On a GPU it was never measured: no.
+    """
+    shapes = [value.shape for value in model.parameters()]
+    plain = device.type == "cpu" and all(len(shape) < 3 for shape in shapes)
+    products = rows * sum(shape.numel() for shape in shapes)
+    return plain and products <= SMALL and budget.total >= LONG.get(budget.unit, inf)
 
 
 class NotCompiledError(Exception):

@@ -17,6 +17,7 @@ from metarun.precision import Precision, tensor_float
 
 Batching = Literal["auto", "loop", "vmap", "batched", "tune"]
 Way = Literal["loop", "vmap", "batched"]
+Compile = Literal["auto"] | bool
 
 CACHED_NUMBERS = 256_000
 MOST_AT_ONCE = 128
@@ -33,9 +34,10 @@ class Hardware:
     batching: Batching  # as asked for
     chunk: int | None  # tasks at once, as asked for
     cores: int  # of the CPU, to be used in all
-    compile: bool = False  # make one graph of the meta-step
+    compile: Compile = False  # as asked for: one graph of the meta-step
     precision: Precision = "full"  # of the query's products
     way: Way = "vmap"  # how a batch of tasks is run; see `running`
+    graph: bool = False  # whether the meta-step is to be one; see `running`
     reason: str = ""
 
     @property
@@ -43,25 +45,29 @@ class Hardware:
         """Return the ways that a model may be run in, given whether it runs by kernels."""
         return ("loop", "vmap", "batched") if self.way == "batched" else ("loop", "vmap")
 
-    def running(self, blocks: int) -> Hardware:
+    def running(self, blocks: int, pays: bool = False) -> Hardware:
         """Decide the way for a model of which so many blocks have kernels; a rule, not a race.
+
+        Whether a graph `pays` decides about one where all is left open.
 
         Raises:
             ConfigError: `batched` was asked for and there is nothing to run so.
         """
-        without = self._without_kernels(blocks)
+        left_open = pays and self.batching == "auto"
+        found = replace(self, graph=left_open if self.compile == "auto" else self.compile)
+        without = found._without_kernels(blocks)
         if self.batching == "batched" and without:
             raise ConfigError(f"hardware.batching=batched: {without}; use hardware.batching=auto")
         if self.batching in ("loop", "vmap"):
             way: Way = "loop" if self.batching == "loop" else "vmap"
-            return replace(self, way=way, reason="asked for")
+            return replace(found, way=way, reason="asked for")
         if without:
-            return replace(self, way="vmap", reason=without)
-        return replace(self, way="batched", reason=f"kernels for {blocks} blocks")
+            return replace(found, way="vmap", reason=without)
+        return replace(found, way="batched", reason=f"kernels for {blocks} blocks")
 
     def _without_kernels(self, blocks: int) -> str:
         """Return why there are no kernels for this device and model, or nothing."""
-        if self.compile:  # whose tracer does not see what a kernel writes
+        if self.graph:  # whose tracer does not see what a kernel writes
             return "a compiled graph is of torch's own operations"
         if self.device.type != "cpu":
             return "the kernels are for CPUs"
@@ -111,7 +117,7 @@ def hardware(
     threads: Annotated[int, Field(ge=1)] | None,
     batching: Batching,
     chunk: Annotated[int, Field(ge=1)] | None,
-    compile: bool,
+    compile: Compile,
 ) -> Hardware:
     """Resolve the choices on this machine.
 

@@ -20,6 +20,11 @@ class TaskShape:
     queries: Count  # a class, in training and validation
     test_queries: Count  # a class, at test
 
+    @property
+    def rows(self) -> int:
+        """Return how many inputs a task has, support and query."""
+        return self.ways * (self.shots + self.queries)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outer:

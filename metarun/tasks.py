@@ -37,8 +37,8 @@ class Tasks:
 
     def chunks(self, size: int) -> Iterator[Tasks]:
         """Yield the batch in its own order, at most `size` tasks at a time."""
-        for first in range(0, len(self), size):
-            yield self[first : first + size]
+        for parts in zip(*(getattr(self, f.name).split(size) for f in fields(self)), strict=True):
+            yield Tasks(*parts)
 
     def to(self, dtype: torch.dtype) -> Tasks:
         """Give inputs and real-valued targets another precision; class ids stay integers."""

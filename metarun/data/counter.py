@@ -26,17 +26,17 @@ def bits(key: Key, *coordinates: Tensor) -> Tensor:
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     state: int | Tensor = int.from_bytes(digest, "little", signed=True)
     for coordinate in coordinates:
-        word = (coordinate + 1) * GOLDEN + state
-        word = (word ^ _shifted(word, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
-        word = (word ^ _shifted(word, 27)) * -7723592293110705685  # 0x94D049BB133111EB
-        state = word ^ _shifted(word, 31)
+        word = (coordinate + 1).mul_(GOLDEN) + state
+        word.bitwise_xor_(_shifted(word, 30)).mul_(-4658895280553007687)  # 0xBF58476D1CE4E5B9
+        word.bitwise_xor_(_shifted(word, 27)).mul_(-7723592293110705685)  # 0x94D049BB133111EB
+        state = word.bitwise_xor_(_shifted(word, 31))
     assert isinstance(state, Tensor), "a draw needs a coordinate"
     return state
 
 
 def uniform(key: Key, *coordinates: Tensor) -> Tensor:
     """Draw float64 numbers in [0, 1) of 53 random bits each."""
-    return _shifted(bits(key, *coordinates), 11).to(torch.float64) * 2.0**-53
+    return _shifted(bits(key, *coordinates), 11).to(torch.float64).mul_(2.0**-53)
 
 
 def integers(bound: int | Tensor, key: Key, *coordinates: Tensor) -> Tensor:
@@ -59,4 +59,6 @@ def smallest(count: int, keys: Tensor) -> Tensor:
 
 
 def _shifted(word: Tensor, places: int) -> Tensor:
-    return (word >> places) & ((1 << (64 - places)) - 1)  # int64 has the arithmetic shift only
+    return (word >> places).bitwise_and_(
+        (1 << (64 - places)) - 1
+    )  # int64 has the arithmetic shift only

@@ -64,13 +64,13 @@ class RegressionSource:
         curves = (seed, split, "curve")
         support_x = _places((seed, split, "support"), task, shots)
         support_y = self._targets(curves, task, support_x)
-        support_y += self.noise * normal((seed, split, "support"), task, torch.arange(shots))
+        support_y += self._noise((seed, split, "support"), task, shots)
         query_x = _places((seed, split, "query"), task, queries)
         if split == "test" and self.test_grid:
             query_x = torch.linspace(LOW, HIGH, queries, dtype=torch.float64).expand(count, -1)
         query_y = self._targets(curves, task, query_x)
         if split != "test" or self.test_noise:
-            query_y += self.noise * normal((seed, split, "query"), task, torch.arange(queries))
+            query_y += self._noise((seed, split, "query"), task, queries)
         return Tasks(
             self._given(support_x),
             self._given(support_y),
@@ -85,7 +85,7 @@ class RegressionSource:
         key = (seed, "examples")
         x = _places(key, task, 1)
         y = self._targets((*key, "curve"), task, x)
-        y += self.noise * normal(key, task, torch.arange(1))
+        y += self._noise(key, task, 1)
         return self._given(x)[:, 0], self._given(y)[:, 0]
 
     def check(self, *, ways: int, shots: int, queries: int) -> None:
@@ -102,20 +102,29 @@ class RegressionSource:
 
     def _targets(self, key: Key, task: Tensor, x: Tensor) -> Tensor:
         """Evaluate each task's curve at its places, [T, P]; float64."""
+        if len(self.families) == 1:
+            return _curves(self.families[0], key, task, x)
         y = torch.empty_like(x)
         for mode, family in enumerate(self.families):
             mine = task[:, 0] % len(self.families) == mode
-            draws = uniform(key, task[mine], torch.arange(len(family.ranges))).unbind(1)
-            parameters = [
-                low + (high - low) * draw[:, None]
-                for draw, (low, high) in zip(draws, family.ranges, strict=True)
-            ]
-            y[mine] = family.curve(x[mine], *parameters)
+            y[mine] = _curves(family, key, task[mine], x[mine])
         return y
+
+    def _noise(self, key: Key, task: Tensor, points: int) -> Tensor | float:
+        return self.noise and self.noise * normal(key, task, torch.arange(points))
 
     def _given(self, values: Tensor) -> Tensor:
         # Made on the CPU always, for a sine is not the same to the last bit on every device.
         return values.to(torch.float32)[..., None].to(self.device)
+
+
+def _curves(family: Family, key: Key, task: Tensor, x: Tensor) -> Tensor:
+    draws = uniform(key, task, torch.arange(len(family.ranges))).unbind(1)
+    parameters = [
+        low + (high - low) * draw[:, None]
+        for draw, (low, high) in zip(draws, family.ranges, strict=True)
+    ]
+    return family.curve(x, *parameters)
 
 
 def _places(key: Key, task: Tensor, points: int) -> Tensor:

@@ -138,8 +138,50 @@ def test_the_choice_is_on_record(tmp_path: Path) -> None:
     assert said["way"] == "vmap"
     assert "conv4" in said["reason"]
     assert said["difference"] <= said["tolerance"]
-    assert said["compiled"] == "not asked for"
+    assert said["compiled"] == "would not pay"
     assert said["compile_seconds"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("words", "graph"),
+    [
+        ((), True),
+        (("budget.unit=seconds", "budget.total=300"), True),
+        (("budget.total=19999",), False),
+        (("budget.unit=seconds", "budget.total=299"), False),
+        (("budget.unit=flops", "budget.total=1e15"), False),
+        (("model.hidden=[400,400]",), False),
+        (("outer.batch=10000",), False),
+        (("hardware.batching=vmap",), False),
+        (("hardware.compile=false",), False),
+        (("hardware.compile=true", "budget.total=1"), True),
+    ],
+)
+def test_a_graph_is_for_small_perceptrons_and_long_training(
+    words: tuple[str, ...], graph: bool
+) -> None:
+    assert tiny("budget.total=20000", *words).hardware.graph is graph
+
+
+def test_a_small_network_of_convolutions_is_no_perceptron() -> None:
+    small = ("model.filters=1", "outer.batch=1", "budget.total=20000")
+    assert not images(*small).hardware.graph
+    assert images(*small, "hardware.compile=true").hardware.graph
+
+
+def test_what_would_pay_and_cannot_be_runs_as_it_is_without_a_word(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = tiny("algo=imaml", "budget.total=20000")
+    assert experiment.hardware.graph
+    settled, choice = settle(experiment, experiment.initial())
+    assert choice is not None
+    assert "tracing" in choice.compiled
+    assert settled.algorithm is experiment.algorithm
+    assert not capsys.readouterr().err
+    asked = tiny("algo=imaml", "hardware.compile=true")
+    settle(asked, asked.initial())
+    assert "hardware.compile" in capsys.readouterr().err
 
 
 @pytest.mark.slow

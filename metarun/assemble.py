@@ -47,6 +47,7 @@ class Experiment:
     problem: Problem
     algorithm: MetaAlgorithm
     workers: Workers
+    inner_steps: int | None  # of training; None: the algorithm has no such setting
 
     def initial(self) -> Meta:
         """Return the meta-parameters before training, on the device."""
@@ -178,6 +179,7 @@ def assemble(checked: Checked, data_root: Path) -> Experiment:
         problem=problem,
         algorithm=algorithm,
         workers=_workers(hardware, algorithm, problem),
+        inner_steps=checked.parts["algo"].values.get("steps"),
         **{name: sections[name] for name in _SECTIONS},
     )
 

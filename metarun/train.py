@@ -152,7 +152,8 @@ def _meta_gradient(
         state.skipped_in_a_row = 0
         return found, norm
     state.nonfinite += 1
-    what = diagnose(algorithm, state.meta, tasks, found, state.step, experiment.validation.steps)
+    steps = experiment.inner_steps or experiment.validation.steps
+    what = diagnose(algorithm, state.meta, tasks, found, state.step, steps)
     figures = {"tasks": what.tasks, "inner_step": what.inner_step, "tensor": what.tensor}
     log.record("diverged", state.step, {"policy": outer.on_divergence, **figures})
     if outer.on_divergence == "raise":

@@ -81,6 +81,15 @@ def test_divergence_stops_in_its_own_step_with_the_state_untouched(where: str, a
         assert re.match(r"params/", figures["tensor"])
 
 
+def test_steps_that_training_does_not_take_are_not_blamed() -> None:
+    experiment = tiny("algo=maml", "algo.steps=1", "algo.inner_lr=1e20")
+    log = Log()
+    with pytest.raises(DivergedError, match=r"not finite in the query pass of task 0"):
+        train(experiment, State(experiment.initial()), log, Stop(), 0.0)
+    (figures,) = (figures for kind, _, figures in log.records if kind == "diverged")
+    assert figures["inner_step"] is None
+
+
 def test_a_skipped_step_leaves_the_state_and_is_counted() -> None:
     experiment = poisoned(tiny("outer.on_divergence=skip_step"), "query_x", {3, 4})
     state = train(experiment, State(experiment.initial()), Log(), Stop(), 0.0)

@@ -82,7 +82,6 @@ def _contender(
 ) -> Contender:
     meta = experiment.initial()
     experiment, choice = settle(experiment, meta)
-    assert choice is not None
     assert experiment.algorithm.meta_grad is not None
     meta_grad = experiment.algorithm.meta_grad
     with torch.no_grad():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -47,7 +47,12 @@ class Experiment:
     problem: Problem
     algorithm: MetaAlgorithm
     workers: Workers
-    inner_steps: int | None  # of training; None: the algorithm has no such setting
+    parts: Mapping[str, Part]  # what the parts were built from, settings included
+
+    @property
+    def inner_steps(self) -> int | None:
+        """Return the inner steps of training, where the algorithm has such a setting."""
+        return self.parts["algo"].values.get("steps")
 
     def initial(self) -> Meta:
         """Return the meta-parameters before training, on the device."""
@@ -179,7 +184,7 @@ def assemble(checked: Checked, data_root: Path) -> Experiment:
         problem=problem,
         algorithm=algorithm,
         workers=_workers(hardware, algorithm, problem),
-        inner_steps=checked.parts["algo"].values.get("steps"),
+        parts=checked.parts,
         **{name: sections[name] for name in _SECTIONS},
     )
 

@@ -9,20 +9,23 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import torch
 
+import metarun
 from metarun import console
 from metarun.assemble import Experiment
 from metarun.chunks import in_chunks, map_meta
 from metarun.compiled import NotCompiledError, compiled
 from metarun.files import cache_root, write_atomic
-from metarun.hardware import Way
+from metarun.hardware import Hardware, Way
+from metarun.kernels.build import processor
 from metarun.metagradient import MetaGrad
-from metarun.models.layers import use_kernels, without_kernels
+from metarun.models.layers import kernel_blocks, use_kernels, without_kernels
 from metarun.problem import Meta
 from metarun.tasks import Tasks
 from metarun.trees import apart
@@ -50,48 +53,69 @@ class Choice(NamedTuple):
         return self._asdict()
 
 
-def settle(experiment: Experiment, meta: Meta) -> tuple[Experiment, Choice | None]:
-    """Return the experiment with its way of batching decided and checked; None: none is needed.
+def settle(experiment: Experiment, meta: Meta) -> tuple[Experiment, Choice]:
+    """Return the experiment with its way of batching decided and checked.
 
     A way whose meta-gradient is not the loop's is not used. They are compared in float64, where
     long inner loops do not turn roundings into differences; the code is the same in float32.
+    Where nothing is trained, or not on tasks, kernels are compared with torch's operations.
     """
-    meta_grad = experiment.algorithm.meta_grad
-    if meta_grad is None or experiment.algorithm.batches == "examples":
-        return experiment, None
-    way, chunk = experiment.hardware.way, experiment.tasks_at_once()
-    reason, seconds = experiment.hardware.reason, dict[str, float]()
-    if experiment.hardware.batching == "tune":
+    hardware = experiment.hardware
+    way, chunk, reason = hardware.way, experiment.tasks_at_once(), hardware.reason
+    seconds = dict[str, float]()
+    if hardware.batching == "tune" and _on_tasks(experiment):
         way, chunk, reason, seconds = _tuned(experiment, meta)
     chosen = _with(experiment, way, chunk)
-    difference = _difference(chosen, meta_grad, meta)
+    difference = _difference(chosen, meta)
     if not difference <= TOLERANCE:
         reason = f"the meta-gradient by {way} is {difference:.1e} from the loop's"
         way, chunk = "loop", 1
         chosen = _with(experiment, way, chunk)
         console.warn(f"hardware.batching: {reason}; running the plain loop")
+    choice = Choice(way, chunk, reason, difference, TOLERANCE, seconds, "not asked for")
+    if hardware.graph:
+        return _as_graph(chosen, meta, choice)
+    return chosen, choice._replace(compiled=_why_not_compiled(hardware))
+
+
+def _on_tasks(experiment: Experiment) -> bool:
+    return experiment.algorithm.meta_grad is not None and experiment.algorithm.batches == "tasks"
+
+
+def _why_not_compiled(hardware: Hardware) -> str:
+    return "would not pay" if hardware.compile == "auto" else "not asked for"
+
+
+def _as_graph(experiment: Experiment, meta: Meta, choice: Choice) -> tuple[Experiment, Choice]:
+    """Make the meta-step one graph; where it cannot be one, settle on how to run it without."""
     begun = time.perf_counter()
-    chosen, graph = _compiled(chosen, meta_grad, meta)
-    building = round(time.perf_counter() - begun, 3) if experiment.hardware.graph else 0.0
-    return chosen, Choice(way, chunk, reason, difference, TOLERANCE, seconds, graph, building)
-
-
-def _compiled(experiment: Experiment, meta_grad: MetaGrad, meta: Meta) -> tuple[Experiment, str]:
-    """Return the experiment with its meta-step as one graph, where that is asked for and can be."""
-    if not experiment.hardware.graph:
-        left_open = experiment.hardware.compile == "auto"
-        return experiment, "would not pay" if left_open else "not asked for"
-    tasks = experiment.batch(0)[: experiment.tasks_at_once()]
     try:
-        fast = compiled(meta_grad, meta, tasks)
-        difference = apart(fast(meta, tasks, 0).gradient, meta_grad(meta, tasks, 0).gradient)
-        if not difference <= COMPILED[experiment.hardware.dtype]:
-            raise NotCompiledError(f"the graph's meta-gradient is {difference:.1e} from eager's")
+        fast = _graph(experiment, meta)
     except NotCompiledError as error:
         if experiment.hardware.compile is True:
             console.warn(f"hardware.compile: {error}; running it as it is")
-        return experiment, str(error)
-    return replace(experiment, algorithm=experiment.algorithm._replace(meta_grad=fast)), "yes"
+        hardware = replace(experiment.hardware, compile=False)
+        hardware = hardware.running(kernel_blocks(experiment.problem.model))
+        experiment, choice = settle(replace(experiment, hardware=hardware), meta)
+        compiled = str(error)
+    else:
+        algorithm = experiment.algorithm._replace(meta_grad=fast)
+        experiment, compiled = replace(experiment, algorithm=algorithm), "yes"
+    building = round(time.perf_counter() - begun, 3)
+    return experiment, choice._replace(compiled=compiled, compile_seconds=building)
+
+
+def _graph(experiment: Experiment, meta: Meta) -> MetaGrad:
+    """Compile for one batch and compare with eager on another, of another meta-step."""
+    meta_grad = experiment.algorithm.meta_grad
+    if meta_grad is None or not _on_tasks(experiment):
+        raise NotCompiledError("there is no inner loop in this training")
+    one, other = (experiment.batch(step)[: experiment.tasks_at_once()] for step in (0, 1))
+    fast = compiled(meta_grad, meta, one)
+    difference = apart(fast(meta, other, 1).gradient, meta_grad(meta, other, 1).gradient)
+    if not difference <= COMPILED[experiment.hardware.dtype]:
+        raise NotCompiledError(f"the graph's meta-gradient is {difference:.1e} from eager's")
+    return fast
 
 
 def _with(experiment: Experiment, way: Way, chunk: int) -> Experiment:
@@ -99,22 +123,33 @@ def _with(experiment: Experiment, way: Way, chunk: int) -> Experiment:
     return replace(experiment, hardware=replace(experiment.hardware, way=way, chunk=chunk))
 
 
-def _difference(experiment: Experiment, meta_grad: MetaGrad, meta: Meta) -> float:
+def _difference(experiment: Experiment, meta: Meta) -> float:
     """Return how far the chosen way's gradient is from the loop's, in float64."""
     exact = map_meta(lambda value: value.to(torch.float64), meta)
-    tasks = experiment.batch(0)[:CHECKED].to(torch.float64)
+    tasks, model = experiment.batch(0)[:CHECKED].to(torch.float64), experiment.problem.model
+    meta_grad = experiment.algorithm.meta_grad
+    if meta_grad is None:
+        found = _first_step(experiment, exact, tasks)
+        with without_kernels(model):
+            return apart(found, _first_step(experiment, exact, tasks))
     found = meta_grad(exact, tasks, 0).gradient
-    with without_kernels(experiment.problem.model):
-        plain = in_chunks(meta_grad, exact, tasks, 0, 1)[0].gradient
-    return apart(found, plain)
+    with without_kernels(model):
+        return apart(found, in_chunks(meta_grad, exact, tasks, 0, 1)[0].gradient)
+
+
+def _first_step(experiment: Experiment, meta: Meta, tasks: Tasks) -> Meta:
+    """Return how one inner step moves the parameters."""
+    before, after = experiment.algorithm.adapt(meta, tasks.support_x, tasks.support_y, 1)
+    return {"moved": {name: after[name] - value for name, value in before.items()}}
 
 
 def _tuned(experiment: Experiment, meta: Meta) -> tuple[Way, int, str, dict[str, float]]:
-    """Measure the ways that apply, or remember what was measured here for the same shapes."""
-    path = cache_root() / "batching.json"
-    known: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
-    key = _shape(experiment, meta)
-    seconds, source = known.get(key), "measured earlier for these shapes on this machine"
+    """Measure the ways that apply, or remember what was measured here for the same work."""
+    path, key = cache_root() / "batching.json", _work(experiment)
+    known: dict[str, dict[str, float]] = {}
+    with suppress(FileNotFoundError, ValueError):  # of a damaged file nothing is believed
+        known = json.loads(path.read_text())
+    seconds, source = known.get(key), "measured earlier for this work on this machine"
     if seconds is None:
         tasks = experiment.batch(0)
         seconds, source = dict(_timings(experiment, meta, tasks)), "measured"
@@ -136,14 +171,14 @@ def _timings(experiment: Experiment, meta: Meta, tasks: Tasks) -> Iterator[tuple
     for way in experiment.hardware.applicable:
         for chunk in (1,) if way == "loop" else _sizes(len(tasks)):
             chosen = _with(experiment, way, chunk)
-            spent: list[float] = []
+            spent, fitted = list[float](), chunk
             for _ in range(TIMED):
                 begun = time.perf_counter()
-                in_chunks(meta_grad, meta, tasks, 0, chunk, chosen.workers)
+                _, fitted = in_chunks(meta_grad, meta, tasks, 0, chunk, chosen.workers)
                 if experiment.hardware.device.type == "cuda":
                     torch.cuda.synchronize(experiment.hardware.device)
                 spent.append(time.perf_counter() - begun)
-            yield f"{way} {chunk}", min(spent)
+            yield f"{way} {fitted}", min(spent)
 
 
 def _sizes(batch: int) -> list[int]:
@@ -152,11 +187,18 @@ def _sizes(batch: int) -> list[int]:
     return [*sizes, batch]
 
 
-def _shape(experiment: Experiment, meta: Meta) -> str:
-    hardware = experiment.hardware
-    tasks = experiment.batch(0)
-    sizes = [list(tasks.support_x.shape), list(tasks.query_x.shape)]
-    numbers = sum(v.numel() for params in meta.values() for v in params.values())
-    described = {k: v for k, v in hardware.describe().items() if k != "batching"}
-    model = type(experiment.problem.model.body).__name__
-    return json.dumps([described, torch.__version__, sizes, numbers, model, Path(__file__).stem])
+def _work(experiment: Experiment) -> str:
+    """Return all that decides how long a way takes: machine, versions, settings, shapes."""
+    hardware, tasks = experiment.hardware, experiment.batch(0)
+    machine = {k: v for k, v in hardware.describe().items() if k != "batching"}
+    settings = [experiment.parts[name] for name in ("algo", "model")]
+    return json.dumps(
+        [
+            machine | {"processor": crc32(processor()), "ways": hardware.applicable},
+            [torch.__version__, metarun.__version__],
+            [[part.name, part.values] for part in settings],
+            [list(tasks.support_x.shape), list(tasks.query_x.shape)],
+        ],
+        default=str,
+        sort_keys=True,
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import inf
 from typing import Any, NamedTuple
 
@@ -107,12 +107,15 @@ def compiled(meta_grad: MetaGrad, meta: Meta, tasks: Tasks) -> MetaGrad:
 def _graph(
     flat: Callable[[int], Callable[..., list[Tensor]]], inputs: Sequence[Tensor]
 ) -> Callable[..., Sequence[Tensor]]:
-    graphs: list[GraphModule] = [make_fx(flat(step))(*inputs) for step in STEPS]
-    if any(_text(graph) != _text(graphs[0]) for graph in graphs):
+    traced: Iterator[GraphModule] = (make_fx(flat(step))(*inputs) for step in STEPS)
+    graph = next(traced)
+    if any(_is_random(node.target) for node in graph.graph.nodes):
+        raise NotCompiledError("it draws random numbers")
+    if any(_text(other) != _text(graph) for other in traced):
         raise NotCompiledError("it depends on the meta-step")
     # On a GPU the kernels are recorded once and replayed, which leaves nothing to be called.
     mode = "reduce-overhead" if inputs[0].is_cuda else "default"
-    return torch.compile(graphs[0], mode=mode)  # pyright: ignore
+    return torch.compile(graph, mode=mode)  # pyright: ignore
 
 
 def _names(meta: Meta) -> Names:
@@ -139,6 +142,11 @@ def _split(names: Names, values: Sequence[Tensor]) -> tuple[Meta, list[Tensor]]:
 
 def _shapes(tensors: Sequence[Tensor]) -> list[Any]:
     return [(t.shape, t.dtype, t.device) for t in tensors]
+
+
+def _is_random(operation: Any) -> bool:
+    """Tell random operations: a graph does not show which generator they draw from."""
+    return torch.Tag.nondeterministic_seeded in getattr(operation, "tags", ())
 
 
 def _text(graph: GraphModule) -> tuple[str, list[Any]]:

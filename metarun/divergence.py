@@ -15,8 +15,11 @@ from metarun.tasks import Tasks
 
 
 def is_finite(found: MetaGradient, norm: torch.Tensor) -> bool:
-    """Tell whether every loss and the gradient's norm are finite; one look at the device."""
-    return bool(torch.isfinite(found.losses).all() & torch.isfinite(norm))
+    """Tell whether every loss, the gradient's norm and the shift are; one look at the device."""
+    finite = torch.isfinite(found.losses).all() & torch.isfinite(norm)
+    for value in (value for params in found.shift.values() for value in params.values()):
+        finite &= torch.isfinite(value).all()
+    return bool(finite)
 
 
 def without_bad_tasks(

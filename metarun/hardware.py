@@ -141,7 +141,7 @@ def hardware(
         )
     _check_precision(precision, dtype, found)
     tensor_float("ieee")
-    cores = threads or int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+    cores = threads or _cores()
     torch.set_num_threads(cores)
     keep_freed_memory()
     return Hardware(
@@ -153,6 +153,13 @@ def hardware(
         compile=compile,
         precision=precision,
     )
+
+
+def _cores() -> int:
+    """Return how many threads OpenMP is told to take, or else how many cores there are."""
+    outermost = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    told = int(outermost) if outermost.isdecimal() else 0
+    return told or len(os.sched_getaffinity(0))
 
 
 def _check_precision(precision: Precision, dtype: str, device: torch.device) -> None:

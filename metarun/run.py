@@ -22,7 +22,7 @@ from metarun.outcome import outcome, score_file, versions
 from metarun.paths import config_digest, refuse_other_run
 from metarun.problem import Meta
 from metarun.records import Records, masked, merged, read
-from metarun.signals import Stop, stop_requests
+from metarun.signals import Stop, nothing_to_save, stop_requests
 from metarun.state import State, Vault
 from metarun.train import summary, train
 
@@ -102,10 +102,11 @@ class _Run:
         notice = tracking.start_mirror(self.folder, checked.tracking)
         if notice:
             console.say(notice)
-        experiment, batching = settle(experiment, state.meta)
+        with nothing_to_save():  # compiling takes a minute in which nobody looks at the flag
+            experiment, batching = settle(experiment, state.meta)
+        self.stop.check()
         self.experiment = experiment
-        if batching is not None:
-            self.records.write("batching", state.step, batching.describe())
+        self.records.write("batching", state.step, batching.describe())
         flops = flops_per_meta_step(experiment, state.meta)
         with console.progress(self.folder.name, 1.0, "budget") as self.show:
             state = train(experiment, state, self, self.stop, flops)

@@ -69,7 +69,7 @@ def _compiled(compiler: str) -> Path:
     here = Path(__file__).parent
     text = b"".join((here / name).read_bytes() for name in COMPILED + INCLUDED)
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
-    key = hashlib.sha256(b"\0".join((text, version, repr(FLAGS).encode(), _processor())))
+    key = hashlib.sha256(b"\0".join((text, version, repr(FLAGS).encode(), processor())))
     path = cache_root() / "kernels" / f"{key.hexdigest()[:16]}.so"
     if path.exists():
         return path
@@ -83,7 +83,7 @@ def _compiled(compiler: str) -> Path:
     return path
 
 
-def _processor() -> bytes:
+def processor() -> bytes:
     """Return what tells processors apart: a cache may be shared by several machines."""
     try:
         lines = Path("/proc/cpuinfo").read_bytes().splitlines()

@@ -17,7 +17,7 @@ from metarun.kernels.build import call
 from metarun.kernels.fold import PerTask, channels_inside, channels_outside, like
 
 MANY_PIXELS = 2000  # of a task's output, above which torch's own convolution is as fast
-_VECTOR = 64  # bytes
+_LANES = 16  # float32 in a vector; float64 goes the same ways, so that a check in it is of them
 _LARGEST = 7  # kernel that the C code has room for
 
 
@@ -62,17 +62,15 @@ class _Shape(NamedTuple):
             tasks, batch, height, width, down, across, inputs, outputs, size, stride, padding
         )
 
-    def few(self, x: Tensor) -> bool:
+    def few(self) -> bool:
         """Are there so few pixels, and whole vectors of channels, that the C code is faster."""
-        lanes = _VECTOR // x.element_size()
         pixels = self.batch * self.out_height * self.out_width
-        whole = self.outputs % lanes == 0 and self.inputs % lanes == 0
+        whole = self.outputs % _LANES == 0 and self.inputs % _LANES == 0
         return whole and pixels < MANY_PIXELS and self.size <= _LARGEST
 
-    def thin(self, x: Tensor) -> bool:
+    def thin(self) -> bool:
         """Is a whole patch but a vector or two, as in a network's first layer."""
-        lanes = _VECTOR // x.element_size()
-        return self.inputs * self.size**2 <= 2 * lanes and self.outputs % lanes == 0
+        return self.inputs * self.size**2 <= 2 * _LANES and self.outputs % _LANES == 0
 
 
 def _weights_inside(weight: Tensor) -> tuple[Tensor, int]:
@@ -84,10 +82,10 @@ def _weights_inside(weight: Tensor) -> tuple[Tensor, int]:
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, how: _How) -> Tensor:
     s = _Shape.of(x, weight, how)
-    if s.thin(x):
+    if s.thin():
         x, s = _patches(x, s)
         weight = _flat(weight, s)
-    elif not s.few(x):
+    elif not s.few():
         biases = [None] * len(x) if bias is None else _rounded(bias, how)
         pairs = zip(_rounded(x, how), _rounded(weight, how), biases, strict=True)
         outs = [torch.conv2d(_last(a), _last(w), b, how.stride, how.padding) for a, w, b in pairs]
@@ -107,7 +105,7 @@ def _gradients(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients of x, of the weights and of the bias, as wanted."""
     s = _Shape.of(x, weight, how)
-    if not (s.few(x) or (s.thin(x) and not wanted[0])):
+    if not (s.few() or (s.thin() and not wanted[0])):
         return _gradients_by_torch(dout, x, weight, how, wanted)
     dout = channels_inside(dout)
     dx = dweight = dbias = None
@@ -117,11 +115,11 @@ def _gradients(
         call("conv_input", [dout, inside, apart, dx], s)
         dx = channels_outside(dx)
     if wanted[1]:
-        rows, shape = _patches(x, s) if s.thin(x) else (channels_inside(x), s)
+        rows, shape = _patches(x, s) if s.thin() else (channels_inside(x), s)
         dweight = like(x, s.tasks, s.outputs, shape.size, shape.size, shape.inputs)
         dbias = like(x, s.tasks, s.outputs) if wanted[2] else None
         call("conv_weight", [rows, dout, dweight, dbias], shape)
-        if s.thin(x):
+        if s.thin():
             dweight = dweight.flatten(2)[:, :, : s.size**2 * s.inputs]
             dweight = dweight.unflatten(2, (s.size, s.size, s.inputs))
         dweight = channels_outside(dweight)
@@ -157,8 +155,7 @@ def _last(x: Tensor) -> Tensor:
 
 def _patches(x: Tensor, s: _Shape) -> tuple[Tensor, _Shape]:
     """Return the patch under each output pixel as channels, so that the kernel is of size 1."""
-    lanes = _VECTOR // x.element_size()
-    row = -(-s.inputs * s.size**2 // lanes) * lanes
+    row = -(-s.inputs * s.size**2 // _LANES) * _LANES
     out = like(x, s.tasks, s.batch, s.out_height, s.out_width, row)
     call("patches", [channels_inside(x), out, row], s)
     height, width = s.out_height, s.out_width

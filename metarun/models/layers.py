@@ -98,6 +98,15 @@ class Kernel(TypedDict):
     slope: float
 
 
+class Switch:
+    """Whether kernels are used. A block's copies, one for each thread, obey the same switch."""
+
+    on = False
+
+    def __deepcopy__(self, _: dict[int, object]) -> Switch:
+        return self
+
+
 class ConvBlock(nn.Module):
     """3x3 convolution, normalisation, activation, halving by stride or by 2x2 max-pool."""
 
@@ -116,11 +125,11 @@ class ConvBlock(nn.Module):
         self.norm = Norm(filters, norm)
         self.activation = ACTIVATIONS[activation]
         self.slope = SLOPES.get(activation) if norm == "batch" else None
-        self.fused = False  # compute by the kernels; see `use_kernels`
+        self.kernels = Switch()  # see `use_kernels`
 
     def forward(self, x: Tensor, reference: int | None = None) -> Tensor:
         norm, slope = self.norm, self.slope
-        if self.fused and slope is not None and reference is None and not norm.special:
+        if self.kernels.on and slope is not None and reference is None and not norm.special:
             weight, bias = self.conv.weight, self.conv.bias
             assert bias is not None
             how: Kernel = {"pool": self.pool, "eps": norm.eps, "slope": slope}
@@ -141,19 +150,19 @@ def kernel_blocks(model: nn.Module) -> int:
 def use_kernels(model: nn.Module, on: bool) -> None:
     """Switch the blocks that have kernels to them, or back to torch's operations."""
     for block in _blocks(model):
-        block.fused = on
+        block.kernels.on = on
 
 
 @contextmanager
 def without_kernels(model: nn.Module) -> Generator[None]:
     """Compute by torch's operations for a while."""
-    before = [block for block in _blocks(model) if block.fused]
+    before = [block for block in _blocks(model) if block.kernels.on]
     use_kernels(model, False)
     try:
         yield
     finally:
         for block in before:
-            block.fused = True
+            block.kernels.on = True
 
 
 def _blocks(model: nn.Module) -> list[ConvBlock]:

@@ -52,7 +52,6 @@ def test_auto_takes_the_kernels_and_agrees_with_the_loop(algo: str) -> None:
     fast, plain = images(f"algo={algo}"), images(f"algo={algo}", "hardware.batching=loop")
     meta = plain.initial()
     settled, choice = settle(fast, meta)
-    assert choice is not None
     assert (choice.way, settled.hardware.way) == ("batched", "batched")
     assert choice.difference <= choice.tolerance
     assert choice.difference > 0, "the kernels were not used: floats never agree to the last bit"
@@ -111,7 +110,6 @@ def test_a_way_that_is_not_the_loop_s_is_refused(steps: int, capsys) -> None:
         experiment, algorithm=algorithm._replace(meta_grad=wrong(algorithm.meta_grad))
     )
     settled, choice = settle(broken, experiment.initial())
-    assert choice is not None
     assert (choice.way, choice.chunk, settled.hardware.way) == ("loop", 1, "loop")
     assert "running the plain loop" in capsys.readouterr().err
 
@@ -120,12 +118,10 @@ def test_tuning_is_measured_once_and_remembered(tmp_path: Path, monkeypatch) -> 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     experiment = tiny("algo=maml", "hardware.batching=tune")
     _, first = settle(experiment, experiment.initial())
-    assert first is not None
     assert first.reason.endswith("measured")
     assert {name.split()[0] for name in first.seconds} == {"loop", "vmap"}
     assert f"{first.way} {first.chunk}" == min(first.seconds, key=lambda k: first.seconds[k])
     _, again = settle(experiment, experiment.initial())
-    assert again is not None
     assert "earlier" in again.reason
     assert again.seconds == first.seconds
     (key,) = json.loads((tmp_path / "metarun" / "batching.json").read_text())
@@ -175,7 +171,6 @@ def test_what_would_pay_and_cannot_be_runs_as_it_is_without_a_word(
     experiment = tiny("algo=imaml", "budget.total=20000")
     assert experiment.hardware.graph
     settled, choice = settle(experiment, experiment.initial())
-    assert choice is not None
     assert "tracing" in choice.compiled
     assert settled.algorithm is experiment.algorithm
     assert not capsys.readouterr().err
@@ -189,7 +184,6 @@ def test_one_graph_gives_the_same_and_other_shapes_run_as_they_are() -> None:
     experiment = tiny("algo=clustered", "algo.starts=2", "algo.warm_up=0", "hardware.compile=true")
     meta = experiment.initial()
     settled, choice = settle(experiment, meta)
-    assert choice is not None
     assert choice.compiled == "yes"
     assert choice.compile_seconds > 0.1
     assert 0 <= choice.difference <= choice.tolerance

@@ -90,6 +90,26 @@ def test_steps_that_training_does_not_take_are_not_blamed() -> None:
     assert figures["inner_step"] is None
 
 
+def test_a_shift_that_is_not_finite_moves_nothing() -> None:
+    """Running averages move without a gradient; a guard that looks at gradients alone is late."""
+    experiment = tiny("algo=reptile")
+    inner = experiment.algorithm.meta_grad
+    assert inner is not None
+
+    def meta_grad(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
+        found = inner(meta, tasks, step)
+        spoilt = (
+            map_meta(lambda v: v * float("nan"), found.shift) if step == BAD_STEP else found.shift
+        )
+        return found._replace(shift=spoilt)
+
+    broken = replace(experiment, algorithm=experiment.algorithm._replace(meta_grad=meta_grad))
+    state = State(broken.initial())
+    with pytest.raises(DivergedError, match=f"at meta-step {BAD_STEP}: "):
+        train(broken, state, Log(), Stop(), 0.0)
+    assert all(v.isfinite().all() for params in state.meta.values() for v in params.values())
+
+
 def test_a_skipped_step_leaves_the_state_and_is_counted() -> None:
     experiment = poisoned(tiny("outer.on_divergence=skip_step"), "query_x", {3, 4})
     state = train(experiment, State(experiment.initial()), Log(), Stop(), 0.0)

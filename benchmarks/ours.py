@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from inspect import signature
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,13 +13,11 @@ from torch import Tensor
 from benchmarks.contender import OUTER_LR, Build, Contender
 from benchmarks.nets import WIDTHS
 from benchmarks.works import Work
-from metarun.algorithms.maml import maml
 from metarun.assemble import Experiment, assemble
 from metarun.batching import settle
 from metarun.chunks import in_chunks
-from metarun.config import Checked, Part, check, compose_job
+from metarun.config import Part, check, compose_job
 from metarun.divergence import is_finite
-from metarun.models.net import Net
 from metarun.outer import OuterOptimizer, clipped, gradient_norm
 from metarun.tasks import Tasks
 
@@ -69,17 +66,15 @@ def build(threads: int, overrides: Sequence[str] = ()) -> Build:
 
     def contender(work: Work, values: Sequence[Tensor], tasks: Tasks) -> Contender:
         before = torch.get_num_threads()
-        experiment, note = _experiment(work, tasks, threads, overrides)
+        experiment = _experiment(work, tasks, threads, overrides)
         wanted = torch.get_num_threads()  # what training leaves to the thread that calls
         torch.set_num_threads(before)
-        return _contender(experiment, values, wanted, note)
+        return _contender(experiment, values, wanted)
 
     return contender
 
 
-def _contender(
-    experiment: Experiment, values: Sequence[Tensor], threads: int, note: str
-) -> Contender:
+def _contender(experiment: Experiment, values: Sequence[Tensor], threads: int) -> Contender:
     meta = experiment.initial()
     experiment, choice = settle(experiment, meta)
     assert experiment.algorithm.meta_grad is not None
@@ -106,23 +101,17 @@ def _contender(
 
     graph = ", compiled" if choice.compiled == "yes" else ""
     how = f"{choice.way}{graph}, {chunk} tasks at once, {experiment.workers.count} workers"
-    return Contender(gradient, step, threads, "; ".join(filter(None, (how, note))))
+    return Contender(gradient, step, threads, how)
 
 
-def _experiment(
-    work: Work, tasks: Tasks, threads: int, overrides: Sequence[str]
-) -> tuple[Experiment, str]:
+def _experiment(work: Work, tasks: Tasks, threads: int, overrides: Sequence[str]) -> Experiment:
     settings = [*_settings(work, tasks, threads), *overrides]
-    note = ""
-    cached = "adapt" in signature(maml).parameters
-    if work.algorithm == "anil" and cached:
+    if work.algorithm == "anil":
         settings.append("algo.adapt=head")
     checked = check(compose_job(settings))
-    changes = {"dataset": Part("dataset", lambda _: Prepared(work, tasks), {})}
-    if work.algorithm == "anil" and not cached:
-        changes["model"] = _head_only(checked)
-        note = "features not cached"
-    return assemble(replace(checked, parts={**checked.parts, **changes}), Path("none")), note
+    prepared = Part("dataset", lambda _: Prepared(work, tasks), {})
+    parts = {**checked.parts, "dataset": prepared}
+    return assemble(replace(checked, parts=parts), Path("none"))
 
 
 def _settings(work: Work, tasks: Tasks, threads: int) -> list[str]:
@@ -151,14 +140,3 @@ def _settings(work: Work, tasks: Tasks, threads: int) -> list[str]:
         algo = [f"algo.proximal={work.proximal}", f"algo.cg_steps={work.cg_steps}"]
         return shared + net + [*algo, "algo.cg_tolerance=0.0", "algo.damping=0.0"]
     return shared + net + ([] if work.second_order else ["algo.estimator=first_order"])
-
-
-def _head_only(checked: Checked) -> Part:
-    part = checked.parts["model"]
-
-    def factory(*runtime: object, **values: Any) -> Net:
-        net: Net = part.factory(*runtime, **values)
-        net.adapted = frozenset(name for name in net.adapted if name.startswith("head."))
-        return net
-
-    return Part(part.name, factory, part.values)

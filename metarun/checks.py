@@ -1,6 +1,7 @@
 """What a meta-learning algorithm must keep to on any model and data, checked by numbers.
 
-Items 6, 9 to 12 of the algorithms reference's network-level checks, and the gradient itself.
+The meta-gradient against finite differences, and what must hold whatever the method: no state,
+no leak between tasks, nothing of the query in what is adapted.
 """
 
 from __future__ import annotations

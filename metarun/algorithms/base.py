@@ -22,6 +22,7 @@ _NOTHING: Mapping[str, tuple[float, ...]] = {}
 
 FEATURES = "support features"  # [T, S, width], held through the inner loop
 
+Start = Callable[[Meta, Tensor, Tensor], Params]  # as a learner's
 Adapt = Callable[[Meta, Tensor, Tensor, int], Iterator[Params]]
 Each = Callable[[Meta, Tensor, Tensor, int], list[Iterator[Params]]]
 
@@ -63,13 +64,13 @@ def plain_start(meta: Meta, support_x: Tensor, support_y: Tensor) -> Params:
     return {name: value.expand(count, *value.shape) for name, value in params.items()}
 
 
-def plain_learner(problem: Problem, update: Update) -> Learner:
-    """Return the learner that minimises the support loss from one shared start."""
+def plain_learner(problem: Problem, update: Update, start: Start = plain_start) -> Learner:
+    """Return the learner that minimises the support loss; tasks share one start by default."""
 
     def loss(meta: Meta, params: Params, x: Tensor, y: Tensor) -> Tensor:
         return problem.loss(params, x, y)
 
-    return Learner(plain_start, loss, update, problem.model.adapted)
+    return Learner(start, loss, update, problem.model.adapted)
 
 
 def from_starts(starts: Params, which: Tensor) -> Params:

@@ -15,6 +15,7 @@ from metarun.algorithms.base import (
     Rate,
     adapting,
     from_starts,
+    plain_learner,
     spread_starts,
 )
 from metarun.estimators import Estimator, check_estimator, estimate, is_exact
@@ -86,14 +87,11 @@ def clustered(
             share = share.mean(0)
         return chosen, {"bias": balance * (share - 1 / starts)}
 
-    def loss(meta: Meta, params: Params, x: Tensor, y: Tensor) -> Tensor:
-        return problem.loss(params, x, y)
-
     def learner(chosen: Tensor | None) -> Learner:
         def start(meta: Meta, x: Tensor, y: Tensor) -> Params:
             return from_starts(meta["params"], choose(meta, x, y) if chosen is None else chosen)
 
-        return Learner(start, loss, update, problem.model.adapted)
+        return plain_learner(problem, update, start)
 
     def each(meta: Meta, x: Tensor, y: Tensor, count: int) -> list[Iterator[Params]]:
         numbers = (torch.full((len(x),), m, device=x.device) for m in range(starts))

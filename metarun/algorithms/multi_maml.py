@@ -12,6 +12,7 @@ from metarun.algorithms.base import (
     Rate,
     adapting,
     from_starts,
+    plain_learner,
     spread_starts,
 )
 from metarun.errors import ConfigError
@@ -38,16 +39,13 @@ def multi_maml(
     def init(params: Params) -> Meta:
         return {"params": spread_starts(params, starts, 0.0)}
 
-    def loss(meta: Meta, params: Params, x: Tensor, y: Tensor) -> Tensor:
-        return problem.loss(params, x, y)
-
     def learner(mode: Tensor | int) -> Learner:
         def start(meta: Meta, x: Tensor, y: Tensor) -> Params:
             count, device = len(x), x.device
             which = torch.full((count,), mode, device=device) if isinstance(mode, int) else mode
             return from_starts(meta["params"], which)
 
-        return Learner(start, loss, update, problem.model.adapted)
+        return plain_learner(problem, update, start)
 
     def told(mode: Tensor) -> Adapt:
         if int(mode.max()) >= starts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from metarun.algorithms.base import Count, MetaAlgorithm, Rate, adapting
+from metarun.algorithms.base import Count, MetaAlgorithm, Rate, adapting, plain_learner
 from metarun.algorithms.heads import (
     body_of,
     class_means,
@@ -13,7 +13,7 @@ from metarun.algorithms.heads import (
     starting_with,
 )
 from metarun.estimators import Estimator, estimate, is_exact
-from metarun.inner import Learner, gradient_descent
+from metarun.inner import gradient_descent
 from metarun.problem import Meta, Params, Problem
 
 
@@ -34,11 +34,7 @@ def protomaml(
     def head(meta: Meta, x: Tensor, y: Tensor) -> Params:
         return nearest_mean(class_means(problem.features(meta["params"], x), y, ways))
 
-    def loss(meta: Meta, params: Params, x: Tensor, y: Tensor) -> Tensor:
-        return problem.loss(params, x, y)
-
-    update = gradient_descent(inner_lr)
-    learner = Learner(starting_with(head), loss, update, problem.model.adapted)
+    learner = plain_learner(problem, gradient_descent(inner_lr), starting_with(head))
     return MetaAlgorithm(
         init,
         adapting(learner),

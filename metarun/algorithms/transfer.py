@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metarun.algorithms.base import MetaAlgorithm, Rate, adapting
+from metarun.algorithms.base import MetaAlgorithm, Rate, adapting, plain_learner
 from metarun.algorithms.heads import class_means, unit
 from metarun.algorithms.scratch import chosen_rate_descent, rate_grid
-from metarun.inner import Learner, over_tasks
+from metarun.inner import over_tasks
 from metarun.metagradient import MetaGrad, MetaGradient
 from metarun.precision import products
 from metarun.problem import Meta, Params, Problem
@@ -69,11 +69,8 @@ def finetuning(
 
         return over_tasks(one, shared=1, count=len(support_x))(meta, support_x, support_y)
 
-    def loss(meta: Meta, params: Params, x: Tensor, y: Tensor) -> Tensor:
-        return problem.loss(params, x, y)
-
     adapted = frozenset(n for n in problem.model.adapted if n in tuned_names(problem, part))
-    learner = Learner(start, loss, chosen_rate_descent, adapted)
+    learner = plain_learner(problem, chosen_rate_descent, start)._replace(adapted=adapted)
     return MetaAlgorithm(
         trained.init,
         adapting(learner),

@@ -1,4 +1,4 @@
-"""Four quadratic tasks and what closed forms say of them (algorithms reference, 11.1)."""
+"""Four quadratic tasks and what closed forms say of them."""
 
 from __future__ import annotations
 

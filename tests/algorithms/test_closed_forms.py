@@ -1,4 +1,4 @@
-"""Meta-gradients of quadratic tasks against their closed forms (algorithms reference, 11.1)."""
+"""Meta-gradients of quadratic tasks against their closed forms."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_reptile(steps: int) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-14)
 
 
-# The end of training on two scalar tasks (algorithms reference, 11.2): curvatures 1 and 0.1,
+# The end of training on two scalar tasks: curvatures 1 and 0.1,
 # minima 0 and 1, support loss = query loss, inner rate 0.5.
 FIXED_POINTS = {
     "maml": (0.265246, 0.983951, 0.999973),

@@ -26,7 +26,7 @@ def environment(outputs: Path) -> dict[str, str]:
     return odd_environment()
 
 
-# goal 9: failing jobs ---------------------------------------------------------------------
+# failing jobs -----------------------------------------------------------------------------
 
 
 @pytest.mark.faults
@@ -76,7 +76,7 @@ def test_fail_fast(launch: str, outputs: Path, environment: dict[str, str]) -> N
     assert "not started" in ended.stdout
 
 
-# goal 10: sweeps that die -----------------------------------------------------------------
+# sweeps that die --------------------------------------------------------------------------
 
 
 @pytest.mark.faults

@@ -1,4 +1,4 @@
-"""W&B servers that refuse, keep silent, fail or crawl: training never notices (goal 8)."""
+"""W&B servers that refuse, keep silent, fail or crawl: training never notices."""
 
 from __future__ import annotations
 

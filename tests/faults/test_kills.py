@@ -1,6 +1,6 @@
 """Real runs, killed at any time: nothing is unreadable, and the resumed run is the same to the bit.
 
-To replay a failure, give the script the words of its test: goals 2, 3 and 4.
+To replay a failure, give the script the words of its test.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The same command, stopped and given again from anywhere, ends as if nothing had been (goal 5)."""
+"""The same command, stopped and given again from anywhere, ends as if nothing had been."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training does not grow: memory, open files, threads and tensors stay what they were (goal 22)."""
+"""Training does not grow: memory, open files, threads and tensors stay what they were."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Full disks, vanished folders and folders in use, in real runs: goals 6, 7 and 19."""
+"""Full disks, vanished folders and folders in use; all in real runs."""
 
 from __future__ import annotations
 

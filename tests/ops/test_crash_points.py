@@ -1,4 +1,4 @@
-"""A kill at any point of a checkpoint write leaves the old or the new one (goal 1)."""
+"""A kill at any point of a checkpoint write leaves the old or the new one."""
 
 from __future__ import annotations
 

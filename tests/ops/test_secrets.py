@@ -1,4 +1,4 @@
-"""No secret of the environment is found again in anything that a run leaves or says (goal 25)."""
+"""No secret of the environment is found again in anything that a run leaves or says."""
 
 from __future__ import annotations
 

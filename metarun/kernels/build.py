@@ -21,6 +21,8 @@ COMPILED = ("norm.c", "conv.c", "first.c")
 INCLUDED = ("norm_body.h", "conv_body.h", "first_frame.h", "first_moments.h", "first_body.h")
 # No -ffast-math: a NaN must stay one. Sums keep the order in which they are written.
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+CPUINFO = Path("/proc/cpuinfo")
+CPU_FIELDS = ("model name", "flags", "CPU implementer", "CPU part", "Features")  # x86, then ARM
 _TYPES = {torch.float32: "float", torch.float64: "double"}
 
 
@@ -64,12 +66,23 @@ def call(
         raise torch.OutOfMemoryError(f"no memory for the scratch space of {name}")
 
 
+def processor() -> str:
+    """Return what tells processors apart, shortened: a cache may be shared by several machines."""
+    try:
+        lines = CPUINFO.read_text(errors="replace").splitlines()
+        facts = {line for line in lines if line.startswith(CPU_FIELDS)}  # cores may be of two kinds
+    except OSError:
+        facts = {platform.processor()}
+    text = "\n".join([platform.machine(), *sorted(facts)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def _compiled(compiler: str) -> Path:
     """Return the library for these sources, this compiler and this processor; build it once."""
     here = Path(__file__).parent
     text = b"".join((here / name).read_bytes() for name in COMPILED + INCLUDED)
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
-    key = hashlib.sha256(b"\0".join((text, version, repr(FLAGS).encode(), _processor())))
+    key = hashlib.sha256(b"\0".join((text, version, repr(FLAGS).encode(), processor().encode())))
     path = cache_root() / "kernels" / f"{key.hexdigest()[:16]}.so"
     if path.exists():
         return path
@@ -81,12 +94,3 @@ def _compiled(compiler: str) -> Path:
         subprocess.run(command, capture_output=True, check=True, timeout=120)
         built.replace(path)  # whole or not at all, whoever else builds it now
     return path
-
-
-def _processor() -> bytes:
-    """Return what tells processors apart: a cache may be shared by several machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
-    except OSError:
-        return platform.processor().encode()
-    return b"".join(line for line in lines[:40] if line.startswith((b"model name", b"flags")))

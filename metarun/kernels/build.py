@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from metarun.files import cache_root
+from metarun.files import code_cache, is_own
 
 COMPILED = ("norm.c", "conv.c", "first.c")
 INCLUDED = ("norm_body.h", "conv_body.h", "first_frame.h", "first_moments.h", "first_body.h")
@@ -90,8 +90,8 @@ def _library(compiler: str) -> ctypes.CDLL:
     text = b"".join((here / name).read_bytes() for name in COMPILED + INCLUDED)
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
     key = hashlib.sha256(b"\0".join((text, version, repr(FLAGS).encode(), processor().encode())))
-    path = cache_root() / "kernels" / f"{key.hexdigest()[:16]}.so"
-    if path.exists() and _whole(path):
+    path = code_cache() / "kernels" / f"{key.hexdigest()[:16]}.so"
+    if is_own(path) and _whole(path):
         with suppress(OSError):  # such as one of a machine with a newer C library
             return ctypes.CDLL(str(path))
     _build(compiler, [str(here / name) for name in COMPILED], path)
@@ -99,11 +99,12 @@ def _library(compiler: str) -> ctypes.CDLL:
 
 
 def _build(compiler: str, sources: Sequence[str], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     with TemporaryDirectory(dir=path.parent) as folder:
         built = Path(folder) / path.name
         command = [compiler, *FLAGS, "-o", str(built), *sources, "-lm"]
         subprocess.run(command, capture_output=True, check=True, timeout=120)
+        built.chmod(0o700)  # whatever the umask: what others may write is not loaded
         with built.open("r+b") as file:
             file.write(hashlib.file_digest(file, "sha256").digest())  # behind what a loader reads
             file.flush()

@@ -45,7 +45,7 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def load(sources: Path) -> str:
+def load(sources: Path, umask: int = 0o022) -> str:
     """Load the library in a process of its own, which a damaged one may end."""
     done = subprocess.run(
         [sys.executable, "-c", CHEAP, str(sources)],
@@ -53,6 +53,7 @@ def load(sources: Path) -> str:
         capture_output=True,
         text=True,
         timeout=120,
+        umask=umask,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -76,10 +77,13 @@ def another(answer: int, path: Path) -> None:
 
 
 @NEEDED
-def test_it_is_built_once(sources: Path) -> None:
-    assert load(sources) == "42"
-    another(43, built())
-    assert load(sources) == "43", "not built a second time"
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077], ids=oct)
+def test_it_is_built_once_for_this_user_alone(sources: Path, umask: int) -> None:
+    assert load(sources, umask) == "42"
+    path = built()
+    assert [p.stat().st_mode & 0o777 for p in (path, path.parents[1])] == [0o700, 0o700]
+    another(43, path)
+    assert load(sources, umask) == "43", "not built a second time"
 
 
 def truncated(content: bytes) -> bytes:
@@ -110,6 +114,78 @@ def test_a_damaged_library_is_built_again(sources: Path, damage) -> None:
     assert load(sources) == "42"
     assert built() == path
     assert len(path.read_bytes()) == len(content)
+
+
+@NEEDED
+@pytest.mark.parametrize("mode", [0o777, 0o770], ids=oct)
+def test_a_folder_that_others_may_write_is_not_used(sources: Path, mode: int) -> None:
+    assert load(sources) == "42"
+    another(43, built())
+    built().parents[1].chmod(mode)
+    assert load(sources) == "42"
+    built().parents[1].chmod(0o700)
+    assert load(sources) == "43", "and it was left alone"
+
+
+@NEEDED
+def test_a_file_that_others_may_write_is_not_loaded(sources: Path) -> None:
+    assert load(sources) == "42"
+    another(43, built())
+    built().chmod(0o775)
+    assert load(sources) == "42"
+    assert built().stat().st_mode & 0o777 == 0o700, "it was replaced"
+
+
+@NEEDED
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away")
+@pytest.mark.parametrize("level", ["file", "folder", "root"])
+def test_what_belongs_to_another_is_not_loaded(sources: Path, level: str) -> None:
+    assert load(sources) == "42"
+    path = built()
+    another(43, path)
+    os.chown({"file": path, "folder": path.parents[1], "root": path.parents[2]}[level], 12345, -1)
+    assert load(sources) == "42"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away")
+def test_a_link_of_another_user_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir(mode=0o700)
+    link = tmp_path / "link"
+    link.symlink_to("own")
+    assert files.is_own(link)
+    os.chown(link, 12345, -1, follow_symlinks=False)
+    assert not files.is_own(link)
+    assert not files.is_own(tmp_path / "absent")
+
+
+def test_code_is_cached_under_the_cache_or_in_a_folder_of_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kept = files.code_cache()
+    assert kept.parent == files.cache_root()
+    files.cache_root().chmod(0o775)
+    assert files.code_cache() == kept, "umask 002 keeps its cache"
+    files.cache_root().chmod(0o777)
+    assert files.code_cache() not in (kept, files.cache_root())
+    assert files.code_cache().stat().st_mode & 0o777 == 0o700
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nothing-can-be-made-here")
+    assert files.code_cache().is_dir()
+
+
+def test_the_folder_of_a_process_ends_with_it(tmp_path: Path) -> None:
+    code = "from metarun.files import code_cache; print(code_cache())"
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": "/proc/none"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**env, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert Path(done.stdout.strip()).parent == tmp_path
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture

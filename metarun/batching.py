@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
-from zlib import crc32
 
 import torch
 
@@ -194,7 +193,7 @@ def _work(experiment: Experiment) -> str:
     settings = [experiment.parts[name] for name in ("algo", "model")]
     return json.dumps(
         [
-            machine | {"processor": crc32(processor()), "ways": hardware.applicable},
+            machine | {"processor": processor(), "ways": hardware.applicable},
             [torch.__version__, metarun.__version__],
             [[part.name, part.values] for part in settings],
             [list(tasks.support_x.shape), list(tasks.query_x.shape)],

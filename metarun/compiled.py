@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx  # pyright: ignore[reportUnknownVariableType]
 
-from metarun.files import cache_root
+from metarun.files import code_cache
 from metarun.metagradient import MetaGrad, MetaGradient
 from metarun.models.net import Net
 from metarun.problem import Meta
@@ -62,7 +62,7 @@ def compiled(meta_grad: MetaGrad, meta: Meta, tasks: Tasks) -> MetaGrad:
         NotCompiledError: it depends on numbers on the way or on the meta-step, or the compiler
             fails.
     """
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_root() / "inductor"))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(code_cache() / "inductor"))
     names = _names(meta)
     layout: list[_Layout] = []
 

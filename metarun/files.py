@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import fcntl
 import os
@@ -12,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from metarun.errors import InUseError, StorageError
@@ -169,3 +171,36 @@ def cache_root() -> Path:
         return (Path(named) if named else Path.home() / ".cache") / "metarun"
     except RuntimeError:
         return Path(tempfile.gettempdir()) / f"metarun-{os.getuid()}"  # a user without a home
+
+
+def code_cache() -> Path:
+    """Return the cache's folder for what is run as code; nobody else can have put anything there.
+
+    A user whose cache is not their own, or cannot be, gets a folder that ends with the process.
+    """
+    root = cache_root()
+    folder = root / "code"
+    with suppress(OSError):
+        root.mkdir(mode=0o755, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        # Whoever owns the root could swap the folder after this look. The root's group may write,
+        # as umask 002 has it. Above it nothing is looked at: CI may run as root in any home.
+        if is_own(root, 0o002) and is_own(folder):
+            return folder
+    return _temporary()
+
+
+def is_own(path: Path, others: int = 0o022) -> bool:
+    """Tell whether a path and what it leads to are this user's, and others may not write it."""
+    try:
+        link, found = path.lstat(), path.stat()
+    except OSError:
+        return False
+    return {link.st_uid, found.st_uid} == {os.getuid()} and not found.st_mode & others
+
+
+@cache
+def _temporary() -> Path:
+    folder = tempfile.mkdtemp(prefix="metarun-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import ctypes
 import os
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 
+from metarun import console
 from metarun.errors import ConfigError
-from metarun.kernels.build import why_not
+from metarun.kernels.build import FAILED, why_not
 from metarun.parallel import Workers
 from metarun.precision import Precision, tensor_float
 
@@ -62,6 +64,8 @@ class Hardware:
             way: Way = "loop" if self.batching == "loop" else "vmap"
             return replace(found, way=way, reason="asked for")
         if without:
+            if without.startswith(FAILED):
+                _warn(f"hardware.batching: {without}; running by vmap")
             return replace(found, way="vmap", reason=without)
         return replace(found, way="batched", reason=f"kernels for {blocks} blocks")
 
@@ -160,6 +164,12 @@ def _cores() -> int:
     outermost = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     told = int(outermost) if outermost.isdecimal() else 0
     return told or len(os.sched_getaffinity(0))
+
+
+@cache
+def _warn(text: str) -> None:
+    """Warn once a process, however many experiments it makes."""
+    console.warn(text)
 
 
 def _check_precision(precision: Precision, dtype: str, device: torch.device) -> None:

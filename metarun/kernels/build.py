@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
 import platform
 import shutil
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,12 +17,15 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from metarun.files import cache_root
+from metarun.files import code_cache, is_own
 
 COMPILED = ("norm.c", "conv.c", "first.c")
 INCLUDED = ("norm_body.h", "conv_body.h", "first_frame.h", "first_moments.h", "first_body.h")
 # No -ffast-math: a NaN must stay one. Sums keep the order in which they are written.
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+FAILED = "the kernels could not be built"  # although there is a compiler
+CPUINFO = Path("/proc/cpuinfo")
+CPU_FIELDS = ("model name", "flags", "CPU implementer", "CPU part", "Features")  # x86, then ARM
 _TYPES = {torch.float32: "float", torch.float64: "double"}
 
 
@@ -31,13 +36,17 @@ def why_not() -> str:
 
 @cache
 def _load() -> tuple[ctypes.CDLL | None, str]:
-    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    compiler = _compiler()
     if compiler is None:
         return None, "there is no C compiler for the kernels"
     try:
-        return ctypes.CDLL(str(_compiled(compiler))), ""
+        return _library(compiler), ""
     except (OSError, subprocess.SubprocessError) as error:
-        return None, f"the kernels could not be built ({str(error).splitlines()[0]})"
+        return None, f"{FAILED} ({_said(error)})"
+
+
+def _compiler() -> str | None:
+    return next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
 
 
 def call(
@@ -64,29 +73,58 @@ def call(
         raise torch.OutOfMemoryError(f"no memory for the scratch space of {name}")
 
 
-def _compiled(compiler: str) -> Path:
+def processor() -> str:
+    """Return what tells processors apart, shortened: a cache may be shared by several machines."""
+    try:
+        lines = CPUINFO.read_text(errors="replace").splitlines()
+        facts = {line for line in lines if line.startswith(CPU_FIELDS)}  # cores may be of two kinds
+    except OSError:
+        facts = {platform.processor()}
+    text = "\n".join([platform.machine(), *sorted(facts)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _library(compiler: str) -> ctypes.CDLL:
     """Return the library for these sources, this compiler and this processor; build it once."""
     here = Path(__file__).parent
     text = b"".join((here / name).read_bytes() for name in COMPILED + INCLUDED)
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
-    key = hashlib.sha256(b"\0".join((text, version, repr(FLAGS).encode(), processor())))
-    path = cache_root() / "kernels" / f"{key.hexdigest()[:16]}.so"
-    if path.exists():
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
+    key = hashlib.sha256(b"\0".join((text, version, repr(FLAGS).encode(), processor().encode())))
+    path = code_cache() / "kernels" / f"{key.hexdigest()[:16]}.so"
+    if is_own(path) and _whole(path):
+        with suppress(OSError):  # such as one of a machine with a newer C library
+            return ctypes.CDLL(str(path))
+    _build(compiler, [str(here / name) for name in COMPILED], path)
+    return ctypes.CDLL(str(path))
+
+
+def _build(compiler: str, sources: Sequence[str], path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
     with TemporaryDirectory(dir=path.parent) as folder:
         built = Path(folder) / path.name
-        sources = [str(here / name) for name in COMPILED]
         command = [compiler, *FLAGS, "-o", str(built), *sources, "-lm"]
         subprocess.run(command, capture_output=True, check=True, timeout=120)
+        built.chmod(0o700)  # whatever the umask: what others may write is not loaded
+        with built.open("r+b") as file:
+            file.write(hashlib.file_digest(file, "sha256").digest())  # behind what a loader reads
+            file.flush()
+            os.fsync(file.fileno())
         built.replace(path)  # whole or not at all, whoever else builds it now
-    return path
 
 
-def processor() -> bytes:
-    """Return what tells processors apart: a cache may be shared by several machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
-    except OSError:
-        return platform.processor().encode()
-    return b"".join(line for line in lines[:40] if line.startswith((b"model name", b"flags")))
+def _whole(path: Path) -> bool:
+    """Tell whether a library ends with its own digest: to load a part of one kills the process."""
+    content = path.read_bytes()
+    return hashlib.sha256(content[:-32]).digest() == content[-32:]
+
+
+def _said(error: OSError | subprocess.SubprocessError) -> str:
+    """Return one line on a failure: the compiler's own, where it had something to say."""
+    if isinstance(error, subprocess.TimeoutExpired):
+        return f"{error.cmd[0]} took more than {error.timeout:.0f} s"
+    if not isinstance(error, subprocess.CalledProcessError):
+        return str(error).splitlines()[0]
+    said = filter(str.strip, error.stderr.decode(errors="replace").splitlines())
+    lines = [f"{error.cmd[0]} ended with status {error.returncode}", *said]
+    # The last line may be a caret, or that there is no more to come.
+    return next((line for line in lines if "error: " in line), lines[-1]).strip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from metarun.compiled import NotCompiledError, compiled
 from metarun.config import check, compose_job
 from metarun.cost import flops_per_meta_step
 from metarun.errors import ConfigError
+from metarun.files import code_cache
 from metarun.metagradient import MetaGrad, MetaGradient
 from metarun.problem import Meta
 from metarun.records import read
@@ -197,7 +199,12 @@ def test_one_graph_gives_the_same_and_other_shapes_run_as_they_are() -> None:
         torch.testing.assert_close(found.shift["balance"], wanted.shift["balance"])
 
 
-def test_what_depends_on_the_meta_step_or_on_numbers_is_not_compiled() -> None:
+def test_what_depends_on_the_meta_step_or_on_numbers_is_not_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # and it is put back
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     experiment = tiny("algo=maml")
     meta, tasks = experiment.initial(), experiment.batch(0)
     plain = experiment.algorithm.meta_grad
@@ -215,6 +222,7 @@ def test_what_depends_on_the_meta_step_or_on_numbers_is_not_compiled() -> None:
         compiled(aging, meta, tasks)
     with pytest.raises(NotCompiledError):
         compiled(looking, meta, tasks)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(code_cache() / "inductor")
 
 
 @KERNELS

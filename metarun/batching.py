@@ -100,10 +100,14 @@ def _with(experiment: Experiment, way: Way, chunk: int) -> Experiment:
 
 
 def _difference(experiment: Experiment, meta_grad: MetaGrad, meta: Meta) -> float:
-    """Return how far the chosen way's gradient is from the loop's, in float64."""
+    """Return how far the chosen way's gradient is from the loop's, in float64.
+
+    Raises:
+        MemoryExhaustedError: one task alone does not fit.
+    """
     exact = map_meta(lambda value: value.to(torch.float64), meta)
     tasks = experiment.batch(0)[:CHECKED].to(torch.float64)
-    found = meta_grad(exact, tasks, 0).gradient
+    found = in_chunks(meta_grad, exact, tasks, 0, CHECKED)[0].gradient
     with without_kernels(experiment.problem.model):
         plain = in_chunks(meta_grad, exact, tasks, 0, 1)[0].gradient
     return apart(found, plain)

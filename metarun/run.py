@@ -114,12 +114,12 @@ class _Run:
 
         def validate(candidate: Meta) -> Scores:
             return experiment.evaluate(
-                candidate, "validation", settings.tasks, settings.steps, self.stop
+                candidate, "validation", settings.tasks, settings.steps, self.stop, state.chunk
             )
 
         chosen, meta = choose(experiment.algorithm, meta, validate)
         test = experiment.test
-        scores = experiment.evaluate(meta, "test", test.tasks, test.steps, self.stop)
+        scores = experiment.evaluate(meta, "test", test.tasks, test.steps, self.stop, state.chunk)
         state.meta = meta
         self.vault.save_best(state, {"steps": chosen.steps, **chosen.rates})
         self.records.write("test", state.step, summary(scores, chosen.steps))

@@ -18,7 +18,7 @@ from metarun.data.fetch import data_root
 from metarun.errors import MetarunError
 from metarun.evaluate import Scores, choose
 from metarun.files import folder_lock, prepare_folder, write_atomic
-from metarun.outcome import outcome, score_file, versions
+from metarun.outcome import outcome, outcome_file, score_file, versions
 from metarun.paths import config_digest, refuse_other_run
 from metarun.problem import Meta
 from metarun.records import Records, masked, merged, read
@@ -136,7 +136,7 @@ class _Run:
             self.records.sync()
             choices = {key: self.config["choices"][key] for key in ("algo", "dataset", "model")}
             found = {**figures, "name": self.folder.name, **choices, "seed": self.experiment.seed}
-            write_atomic(self.folder / "outcome.json", _json(found))
+            write_atomic(self.folder / "outcome.json", outcome_file(found))
         except MetarunError:
             return  # the first failure is the one to report
 
@@ -185,8 +185,4 @@ class _Run:
         end = {"status": DONE, "exit_code": 0}
         self.records.write("end", found["cost"]["meta_steps"], end)
         self.records.sync()
-        write_atomic(self.folder / "outcome.json", _json(found))
-
-
-def _json(value: Mapping[str, Any]) -> bytes:
-    return (json.dumps(masked(value), indent=2, allow_nan=False) + "\n").encode()
+        write_atomic(self.folder / "outcome.json", outcome_file(found))

@@ -91,6 +91,7 @@ class _Run:
         self.experiment, self.config, self.folder = experiment, config, folder
         self.records, self.stop = records, stop
         self.vault = Vault(folder, config, experiment)
+        self.state: State | None = None  # training moves it on in place
         self.show: console.Show | None = None
         self.last: dict[str, float] = {}
 
@@ -98,6 +99,7 @@ class _Run:
         """Train, choose on validation, test, and write the outcome."""
         experiment = self.experiment
         state, begun = self.vault.restore(), bool(read(self.folder))
+        self.state = state
         self.records.write("resumed" if begun else "start", state.step, self._start())
         notice = tracking.start_mirror(self.folder, checked.tracking)
         if notice:
@@ -132,7 +134,7 @@ class _Run:
         """Write down how a run ended that did not end well, as far as storage allows."""
         figures = {"status": error.status, "exit_code": error.exit_code, "reason": str(error)}
         try:
-            self.records.write("end", 0, figures)
+            self.records.write("end", self.state.step if self.state else 0, figures)
             self.records.sync()
             choices = {key: self.config["choices"][key] for key in ("algo", "dataset", "model")}
             found = {**figures, "name": self.folder.name, **choices, "seed": self.experiment.seed}

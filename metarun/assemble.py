@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from metarun.algorithms.base import MetaAlgorithm
+from metarun.chunks import halving
 from metarun.compiled import pays
 from metarun.config import Checked, Part
 from metarun.data.source import Source, Split
@@ -95,25 +96,38 @@ class Experiment:
         """Return how many inputs, support and query, one meta-step sees."""
         return self.outer.batch * self.task.rows
 
-    def evaluate(self, meta: Meta, split: Split, count: int, steps: int, stop: Stop) -> Scores:
-        """Score tasks 0..count-1 of a split after 0..steps inner steps."""
-        at_once = self.tasks_at_once(split)
+    def evaluate(
+        self, meta: Meta, split: Split, count: int, steps: int, stop: Stop, most: int | None = None
+    ) -> Scores:
+        """Score tasks 0..count-1 of a split after 0..steps inner steps, at most `most` at once.
 
-        def batches() -> Iterator[Tasks]:
-            for first in range(0, count, at_once):
-                yield self.tasks(split, first, min(at_once, count - first))
+        When they do not fit into memory, it begins again with half as many at once.
 
-        with self._normalising(meta):
-            return evaluate(
-                self.problem,
-                self.algorithm,
-                meta,
-                batches(),
-                steps,
-                stop.check,
-                self.workers,
-                each_start=split == "test",
+        Raises:
+            MemoryExhaustedError: one task alone does not fit.
+        """
+
+        def attempt(at_once: int) -> Scores:
+            batches = (
+                self.tasks(split, first, min(at_once, count - first))
+                for first in range(0, count, at_once)
             )
+            with self._normalising(meta):
+                return evaluate(
+                    self.problem,
+                    self.algorithm,
+                    meta,
+                    batches,
+                    steps,
+                    stop.check,
+                    self.workers,
+                    each_start=split == "test",
+                )
+
+        at_once = min(self.tasks_at_once(split), count)
+        remedy = "a smaller model, fewer shots or fewer queries"
+        scores, fitted = halving(attempt, min(at_once, most or at_once), remedy)
+        return replace(scores, at_once=fitted)
 
     def tasks_at_once(self, split: Split = "train") -> int:
         """Return how many tasks run together on this hardware."""

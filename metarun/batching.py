@@ -123,7 +123,11 @@ def _with(experiment: Experiment, way: Way, chunk: int) -> Experiment:
 
 
 def _difference(experiment: Experiment, meta: Meta) -> float:
-    """Return how far the chosen way's gradient is from the loop's, in float64."""
+    """Return how far the chosen way's gradient is from the loop's, in float64.
+
+    Raises:
+        MemoryExhaustedError: one task alone does not fit.
+    """
     exact = map_meta(lambda value: value.to(torch.float64), meta)
     tasks, model = experiment.batch(0)[:CHECKED].to(torch.float64), experiment.problem.model
     meta_grad = experiment.algorithm.meta_grad
@@ -131,7 +135,7 @@ def _difference(experiment: Experiment, meta: Meta) -> float:
         found = _first_step(experiment, exact, tasks)
         with without_kernels(model):
             return apart(found, _first_step(experiment, exact, tasks))
-    found = meta_grad(exact, tasks, 0).gradient
+    found = in_chunks(meta_grad, exact, tasks, 0, CHECKED)[0].gradient
     with without_kernels(model):
         return apart(found, in_chunks(meta_grad, exact, tasks, 0, 1)[0].gradient)
 

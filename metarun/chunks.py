@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from metarun.metagradient import MetaGrad, MetaGradient
 from metarun.parallel import Workers
 from metarun.problem import Meta
 from metarun.tasks import Tasks
+
+Found = TypeVar("Found")
 
 
 def in_chunks(
@@ -30,18 +33,32 @@ def in_chunks(
     Raises:
         MemoryExhaustedError: one task alone does not fit.
     """
-    chunk = min(chunk, len(tasks))
+
+    def attempt(size: int) -> MetaGradient:
+        return _mean(meta_grad, meta, tasks, step, size, workers or Workers(1))
+
+    remedy = "a smaller model, fewer queries or algo.estimator=recompute"
+    return halving(attempt, min(chunk, len(tasks)), remedy)
+
+
+def halving(attempt: Callable[[int], Found], chunk: int, remedy: str) -> tuple[Found, int]:
+    """Return what `attempt` finds `chunk` tasks at a time, and the chunk that fitted into memory.
+
+    A chunk that does not fit is halved and the attempt begun again.
+
+    Raises:
+        MemoryExhaustedError: one task alone does not fit; use the remedy.
+    """
     while True:
         try:
-            return _mean(meta_grad, meta, tasks, step, chunk, workers or Workers(1)), chunk
+            return attempt(chunk), chunk
         except torch.OutOfMemoryError as error:
             if chunk == 1:
                 raise MemoryExhaustedError(
                     "one task alone does not fit into the device's memory "
-                    f"({str(error).splitlines()[0]}); use a smaller model, fewer queries or "
-                    "algo.estimator=recompute"
+                    f"({str(error).splitlines()[0]}); use {remedy}"
                 ) from error
-        chunk = (chunk + 1) // 2
+        chunk = (chunk + 1) // 2  # here the failed attempt's tensors are let go of
 
 
 def _mean(

@@ -8,6 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from metarun.assemble import Experiment
+from metarun.chunks import in_chunks
 from metarun.models.layers import without_kernels
 from metarun.problem import Meta
 
@@ -17,6 +18,9 @@ def flops_per_meta_step(experiment: Experiment, meta: Meta) -> int:
 
     A multiplication and an addition are two. One task is run plainly and counts for all: they
     have equal shapes. Of an algorithm of two phases the dearer counts throughout.
+
+    Raises:
+        MemoryExhaustedError: the task does not fit.
     """
     algorithm = experiment.algorithm
     if algorithm.meta_grad is None:
@@ -26,7 +30,7 @@ def flops_per_meta_step(experiment: Experiment, meta: Meta) -> int:
     with without_kernels(experiment.problem.model):  # which are invisible to the counter
         for phase in (meta, *turned):
             with FlopCounterMode(display=False) as counter:
-                algorithm.meta_grad(phase, tasks[:1], 0)
+                in_chunks(algorithm.meta_grad, phase, tasks[:1], 0, 1)
             found.append(counter.get_total_flops())
     return max(found) * len(tasks)
 

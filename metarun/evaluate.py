@@ -31,6 +31,7 @@ class Scores:
     mode: Tensor  # [T]
     assignment: Tensor | None  # [T] the start that the support chose
     by_start: Tensor | None = None  # [T, M, K+1] from each start, where that was asked for
+    at_once: int | None = None  # tasks that were scored together, once they fitted into memory
 
     def by_step(self) -> Tensor:
         """Return means over tasks, [K+1]; a step that diverged on any task is infinitely bad."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from metarun.data.fetch import data_root
 from metarun.errors import ConfigError
 from metarun.files import prepare_folder, write_atomic
 from metarun.nearest import did_you_mean
-from metarun.outcome import score_file, task_list
+from metarun.outcome import outcome_file, score_file, task_list, versions
 from metarun.paths import config_digest, outputs_root
 from metarun.records import masked
 from metarun.run import read_config, read_outcome
@@ -58,9 +57,10 @@ def main(argv: list[str]) -> int:
     with stop_requests() as stop:
         test = experiment.test
         scores = experiment.evaluate(meta, "test", test.tasks, test.steps, stop)
-    steps = _chosen_steps(folder, test.steps)
+    finished = read_outcome(folder) or {}
+    steps = min(int(finished.get("chosen", {}).get("steps", test.steps)), test.steps)
     found = {
-        **(read_outcome(folder) or {}),
+        **finished,
         "dataset": config["choices"]["dataset"],
         "shape": {
             "ways": experiment.task.ways,
@@ -70,13 +70,16 @@ def main(argv: list[str]) -> int:
         "test": summary(scores, steps),
         "task_list": task_list(experiment),
         "clusters": families(scores, experiment.source.modes, steps),
+        "versions": versions(),
+        "hardware": experiment.hardware.describe() | {"chunk": scores.at_once},
+        "trained": {key: finished.get(key) for key in ("versions", "hardware")},
         "overrides": argv[1:],
     }
     place = folder / "evaluations" / config_digest(config)[:8]
     prepare_folder(place)
     write_atomic(place / "config.yaml", OmegaConf.to_yaml(masked(config)).encode())
     write_atomic(place / "scores.npz", score_file(scores))
-    write_atomic(place / "outcome.json", (json.dumps(found, indent=2) + "\n").encode())
+    write_atomic(place / "outcome.json", outcome_file(found))
     console.outcome(found)
     console.say(f"written: {place}")
     return 0
@@ -117,9 +120,3 @@ def with_overrides(config: dict[str, Any], overrides: list[str]) -> dict[str, An
         else:
             changed.merge_with_dotlist([word])
     return OmegaConf.to_container(changed)  # pyright: ignore[reportReturnType]
-
-
-def _chosen_steps(folder: Path, most: int) -> int:
-    finished = read_outcome(folder)
-    chosen = (finished or {}).get("chosen", {}).get("steps", most)
-    return min(int(chosen), most)

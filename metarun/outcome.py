@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from metarun.assemble import Experiment
 from metarun.clusters import families
 from metarun.cost import count, peak_memory_bytes
 from metarun.evaluate import Chosen, Scores
+from metarun.records import masked
 from metarun.state import State
 from metarun.train import summary
 
@@ -96,6 +98,11 @@ def outcome(
         "hardware": experiment.hardware.describe()
         | {"chunk": state.chunk or experiment.tasks_at_once()},
     }
+
+
+def outcome_file(found: Mapping[str, Any]) -> bytes:
+    """Return `outcome.json`: secrets masked, numbers that are not finite as in the records."""
+    return (json.dumps(masked(found), indent=2, allow_nan=False) + "\n").encode()
 
 
 def score_file(scores: Scores) -> bytes:

@@ -18,7 +18,7 @@ from metarun.data.fetch import data_root
 from metarun.errors import MetarunError
 from metarun.evaluate import Scores, choose
 from metarun.files import folder_lock, prepare_folder, write_atomic
-from metarun.outcome import outcome, score_file, versions
+from metarun.outcome import outcome, outcome_file, score_file, versions
 from metarun.paths import config_digest, refuse_other_run
 from metarun.problem import Meta
 from metarun.records import Records, masked, merged, read
@@ -91,6 +91,7 @@ class _Run:
         self.experiment, self.config, self.folder = experiment, config, folder
         self.records, self.stop = records, stop
         self.vault = Vault(folder, config, experiment)
+        self.state: State | None = None  # training moves it on in place
         self.show: console.Show | None = None
         self.last: dict[str, float] = {}
 
@@ -98,6 +99,7 @@ class _Run:
         """Train, choose on validation, test, and write the outcome."""
         experiment = self.experiment
         state, begun = self.vault.restore(), bool(read(self.folder))
+        self.state = state
         self.records.write("resumed" if begun else "start", state.step, self._start())
         notice = tracking.start_mirror(self.folder, checked.tracking)
         if notice:
@@ -115,12 +117,12 @@ class _Run:
 
         def validate(candidate: Meta) -> Scores:
             return experiment.evaluate(
-                candidate, "validation", settings.tasks, settings.steps, self.stop
+                candidate, "validation", settings.tasks, settings.steps, self.stop, state.chunk
             )
 
         chosen, meta = choose(experiment.algorithm, meta, validate)
         test = experiment.test
-        scores = experiment.evaluate(meta, "test", test.tasks, test.steps, self.stop)
+        scores = experiment.evaluate(meta, "test", test.tasks, test.steps, self.stop, state.chunk)
         state.meta = meta
         self.vault.save_best(state, {"steps": chosen.steps, **chosen.rates})
         self.records.write("test", state.step, summary(scores, chosen.steps))
@@ -133,11 +135,11 @@ class _Run:
         """Write down how a run ended that did not end well, as far as storage allows."""
         figures = {"status": error.status, "exit_code": error.exit_code, "reason": str(error)}
         try:
-            self.records.write("end", 0, figures)
+            self.records.write("end", self.state.step if self.state else 0, figures)
             self.records.sync()
             choices = {key: self.config["choices"][key] for key in ("algo", "dataset", "model")}
             found = {**figures, "name": self.folder.name, **choices, "seed": self.experiment.seed}
-            write_atomic(self.folder / "outcome.json", _json(found))
+            write_atomic(self.folder / "outcome.json", outcome_file(found))
         except MetarunError:
             return  # the first failure is the one to report
 
@@ -186,8 +188,4 @@ class _Run:
         end = {"status": DONE, "exit_code": 0}
         self.records.write("end", found["cost"]["meta_steps"], end)
         self.records.sync()
-        write_atomic(self.folder / "outcome.json", _json(found))
-
-
-def _json(value: Mapping[str, Any]) -> bytes:
-    return (json.dumps(masked(value), indent=2, allow_nan=False) + "\n").encode()
+        write_atomic(self.folder / "outcome.json", outcome_file(found))

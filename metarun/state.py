@@ -11,6 +11,7 @@ from torch import Tensor
 
 from metarun import checkpoint, console
 from metarun.assemble import Experiment
+from metarun.chunks import map_meta
 from metarun.outer import Moments
 from metarun.paths import config_digest, flat
 from metarun.problem import Meta
@@ -79,7 +80,7 @@ class Vault:
         return State(_meta(found.tensors), moments, **state)
 
     def best(self) -> Meta:
-        """Return the meta-parameters that were best on validation.
+        """Return the meta-parameters that were best on validation, in the experiment's precision.
 
         Raises:
             CheckpointError: missing, damaged, or written by another configuration.
@@ -87,7 +88,8 @@ class Vault:
         path = self.folder / f"{checkpoint.BEST}{checkpoint.SUFFIX}"
         tensors, meta = checkpoint.load(path, self.experiment.hardware.device)
         checkpoint.check_config(meta, self.digest, self.config)
-        return _meta(tensors)
+        dtype = self.experiment.hardware.dtype  # an evaluation's need not be training's
+        return map_meta(lambda v: v.to(dtype) if v.is_floating_point() else v, _meta(tensors))
 
     def _write(
         self, state: State, name: str, more: Mapping[str, Tensor], facts: Mapping[str, Any]

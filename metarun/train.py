@@ -108,7 +108,9 @@ def spent(experiment: Experiment, state: State, flops_a_step: float) -> float:
 def validate(experiment: Experiment, state: State, log: Log, stop: Stop) -> Scores:
     """Score the fixed validation tasks; keep the meta-parameters when they are the best so far."""
     settings = experiment.validation
-    scores = experiment.evaluate(state.meta, "validation", settings.tasks, settings.steps, stop)
+    scores = experiment.evaluate(
+        state.meta, "validation", settings.tasks, settings.steps, stop, state.chunk
+    )
     state.validated = state.step
     step = scores.best_step()
     log.record("validate", state.step, summary(scores, step) | agreement(scores))

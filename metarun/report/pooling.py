@@ -166,7 +166,8 @@ def _clusters(blocks: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def _device(outcome: dict[str, Any]) -> str:
-    hardware = outcome.get("hardware") or {}
+    """Return what training ran on, for its seconds stand beside; an evaluation has its own."""
+    hardware = (outcome.get("trained") or outcome).get("hardware") or {}
     threads, precision = hardware.get("threads"), hardware.get("precision", "full")
     parts = [str(hardware.get("device", "?"))]
     parts += [f"{threads} thread{'s' * (threads != 1)}"] if threads else []

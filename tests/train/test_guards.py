@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from tiny import Log, tiny
+from tiny import Log, tiny, tiny_config
 
+from metarun import chunks
 from metarun.assemble import Experiment
+from metarun.batching import settle
 from metarun.chunks import in_chunks, map_meta
+from metarun.cost import flops_per_meta_step
 from metarun.errors import DivergedError, MemoryExhaustedError
+from metarun.evaluate import score
 from metarun.metagradient import MetaGradient
-from metarun.problem import Meta
+from metarun.problem import Meta, Params, Problem
+from metarun.run import run_job
 from metarun.signals import Stop
 from metarun.state import State
 from metarun.tasks import Tasks
@@ -204,3 +212,86 @@ def test_the_chunk_that_fits_is_found_once_and_kept() -> None:
     state = train(changed, State(changed.initial()), Log(), Stop(), 0.0)
     assert state.chunk == 4
     assert sizes.count(16) == 1
+
+
+def scoring(sizes: list[int], fits: int) -> Callable[..., torch.Tensor]:
+    """Return `score` on a device that holds so many tasks; it notes how many it is given."""
+
+    def short_of_memory(problem: Problem, params: Params, tasks: Tasks) -> torch.Tensor:
+        sizes.append(len(tasks))
+        if len(tasks) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return score(problem, params, tasks)
+
+    return short_of_memory
+
+
+@pytest.mark.parametrize(("fits", "chunk"), [(1, 1), (4, 3), (8, 5)])
+def test_memory_shortage_in_evaluation_changes_no_score(fits: int, chunk: int, monkeypatch) -> None:
+    words = ("hardware.dtype=float64", "outer.batch=16")
+    experiment, fewer = tiny(*words), tiny(*words, f"hardware.chunk={chunk}")
+    meta, sizes = experiment.initial(), list[int]()
+    whole = experiment.evaluate(meta, "test", 10, 3, Stop())
+    expected = fewer.evaluate(meta, "test", 10, 3, Stop())
+    monkeypatch.setattr("metarun.evaluate.score", scoring(sizes, fits))
+    found = experiment.evaluate(meta, "test", 10, 3, Stop())
+    assert torch.equal(found.values, expected.values)
+    torch.testing.assert_close(found.values, whole.values)
+    assert (whole.at_once, found.at_once, max(sizes)) == (10, chunk, 10)
+    assert len([size for size in sizes if size > fits]) <= 4
+
+
+def test_memory_that_runs_out_in_a_later_batch_begins_the_evaluation_again(monkeypatch) -> None:
+    experiment = tiny("hardware.dtype=float64", "hardware.chunk=4")
+    adapt, asked = experiment.algorithm.adapt, list[int]()
+
+    def second_fails(meta: Meta, x: torch.Tensor, y: torch.Tensor, steps: int):
+        asked.append(len(x))
+        if len(asked) == 2:
+            raise torch.OutOfMemoryError("no room")
+        return adapt(meta, x, y, steps)
+
+    changed = replace(experiment, algorithm=experiment.algorithm._replace(adapt=second_fails))
+    meta = experiment.initial()
+    found = changed.evaluate(meta, "validation", 6, 2, Stop())
+    assert asked == [4, 2, 2, 2, 2]
+    whole = experiment.evaluate(meta, "validation", 6, 2, Stop())
+    torch.testing.assert_close(found.values, whole.values)
+
+
+def test_a_run_whose_evaluation_does_not_fit_ends_with_advice(
+    tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr("metarun.evaluate.score", scoring([], 0))
+    assert run_job(tiny_config(), tmp_path) == 6
+    said = capsys.readouterr().err
+    assert "Tried to allocate 2 GiB); use a smaller model" in " ".join(said.split())
+    found = json.loads((tmp_path / "outcome.json").read_text())
+    assert (found["status"], found["exit_code"]) == ("failed", 6)
+    assert found["reason"].startswith("one task alone does not fit")
+
+
+def test_evaluation_begins_with_what_training_found_to_fit(tmp_path: Path, monkeypatch) -> None:
+    mean, sizes = chunks._mean, list[int]()
+
+    def short_of_memory(meta_grad, meta, tasks, step, chunk, workers) -> MetaGradient:
+        if chunk > 2:
+            raise torch.OutOfMemoryError("no room")
+        return mean(meta_grad, meta, tasks, step, chunk, workers)
+
+    monkeypatch.setattr(chunks, "_mean", short_of_memory)
+    monkeypatch.setattr("metarun.evaluate.score", scoring(sizes, 99))
+    assert run_job(tiny_config(), tmp_path) == 0
+    assert set(sizes) == {2}
+    assert json.loads((tmp_path / "outcome.json").read_text())["hardware"]["chunk"] == 2
+
+
+@pytest.mark.parametrize("prepare", [flops_per_meta_step, settle])
+def test_what_comes_before_training_has_advice_too(prepare: Callable[..., object]) -> None:
+    def never(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    experiment = tiny()
+    short = replace(experiment, algorithm=experiment.algorithm._replace(meta_grad=never))
+    with pytest.raises(MemoryExhaustedError, match="Tried to allocate 2 GiB"):
+        prepare(short, experiment.initial())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from tiny import TINY, tiny_config
 
 from metarun import checkpoint, evaluate_again
-from metarun.records import merged, read
+from metarun.records import Records, merged, read
 from metarun.report.runs import load
 from metarun.run import run_job
 
@@ -88,6 +89,23 @@ def test_a_run_cut_at_any_checkpoint_ends_in_the_same_bits(algo: str, tmp_path: 
         (cut / "scores.npz").unlink()
         assert run_job(config, cut) == 0
         assert bits(cut) == bits(tmp_path / "whole"), f"went on from {step}"
+
+
+@pytest.mark.parametrize(("kind", "step"), [("train", 5), ("validate", 12)])
+def test_the_end_of_a_stopped_run_says_at_which_step(
+    kind: str, step: int, tmp_path: Path, monkeypatch
+) -> None:
+    write = Records.write
+
+    def stopping(records: Records, name: str, at: int, figures=None) -> None:
+        write(records, name, at, figures)
+        if (name, at) == (kind, step):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Records, "write", stopping)
+    assert run_job(tiny_config("algo=maml"), tmp_path) == 75
+    end = read(tmp_path)[-1]
+    assert (end["kind"], end["status"], end["step"]) == ("end", "preempted", step)
 
 
 def test_a_finished_run_is_not_run_again(tmp_path: Path, capsys) -> None:

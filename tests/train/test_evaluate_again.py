@@ -1,0 +1,75 @@
+"""A finished run, tested again: in another precision, elsewhere, with scores that are none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import tiny_config
+
+from metarun import evaluate_again
+from metarun.outcome import versions
+from metarun.report.pooling import methods
+from metarun.report.runs import load
+from metarun.run import run_job
+
+
+def evaluated(run: Path, *overrides: str) -> Path:
+    """Evaluate a run; return the folder that this left behind."""
+    before = set(run.glob("evaluations/*"))
+    assert evaluate_again.main([str(run), *overrides]) == 0
+    (folder,) = set(run.glob("evaluations/*")) - before
+    return folder
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """Read an outcome as any reader of JSON would, who knows no NaN."""
+
+    def never(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    return json.loads((folder / "outcome.json").read_text(), parse_constant=never)
+
+
+@pytest.mark.parametrize(("trained", "again"), [("float32", "float64"), ("float64", "float32")])
+def test_the_precision_may_be_another(trained: str, again: str, tmp_path: Path) -> None:
+    assert run_job(tiny_config("algo=maml", f"hardware.dtype={trained}"), tmp_path) == 0
+    folder = evaluated(tmp_path, f"hardware.dtype={again}")
+    scores, before = (np.load(place / "scores.npz")["mse"] for place in (folder, tmp_path))
+    np.testing.assert_allclose(scores, before, rtol=1e-4)
+    assert (scores != before).any()
+
+
+def test_an_evaluation_says_where_it_was_carried_out_and_where_training_was(tmp_path: Path) -> None:
+    assert run_job(tiny_config("algo=maml"), tmp_path) == 0
+    elsewhere = {
+        "versions": {"torch": "1.0"},
+        "hardware": {"device": "cuda:3", "precision": "tf32", "chunk": 4},
+    }
+    (tmp_path / "outcome.json").write_text(json.dumps(outcome(tmp_path) | elsewhere))
+    folder = evaluated(tmp_path, "hardware.dtype=float64")
+    found = outcome(folder)
+    assert found["versions"] == versions()
+    assert found["hardware"].items() >= {"device": "cpu", "dtype": "float64", "chunk": 8}.items()
+    assert found["trained"] == elsewhere
+    (method,) = methods(load([folder]).runs, 1)
+    assert method.entry.devices == ("cuda:3, tf32 in training",), "its seconds are training's"
+
+
+def test_scores_that_are_not_finite_are_written_as_a_run_writes_them(tmp_path: Path) -> None:
+    assert run_job(tiny_config("algo=scratch", "algo.lr_grid=[1e20]"), tmp_path) == 0
+    found = outcome(evaluated(tmp_path))["test"]
+    assert found == outcome(tmp_path)["test"]
+    assert "NaN" in found["mse"]["by_step"]
+
+
+def test_an_evaluation_keeps_every_secret(tmp_path: Path, monkeypatch) -> None:
+    assert run_job(tiny_config("algo=maml"), tmp_path) == 0
+    monkeypatch.setenv("AN_API_KEY", "canary-5d41402abc")
+    folder = evaluated(tmp_path, "name=canary-5d41402abc")
+    assert outcome(folder)["overrides"] == ["name=***"]
+    for path in folder.iterdir():
+        assert b"canary" not in path.read_bytes(), path

@@ -43,13 +43,14 @@ def set_encoder(problem: Problem, width: int, outputs: int) -> Encoder:
     rows = [name for name, _ in shapes]
     shapes += [("mean", (width, width)), ("code", (outputs, width))]
 
+    drawn: Params = {}  # here, where the run's seed rules
+    for name, shape in shapes:
+        deviation = SMALL if name == "code" else (2 / prod(shape[1:])) ** 0.5
+        drawn[f"{name}.weight"] = deviation * torch.randn(shape)
+        drawn[f"{name}.bias"] = torch.zeros(shape[0])
+
     def init() -> Params:
-        generator, params = torch.Generator().manual_seed(0), dict[str, Tensor]()
-        for name, shape in shapes:
-            deviation = SMALL if name == "code" else (2 / prod(shape[1:])) ** 0.5
-            params[f"{name}.weight"] = deviation * torch.randn(shape, generator=generator)
-            params[f"{name}.bias"] = torch.zeros(shape[0])
-        return params
+        return {name: value.clone() for name, value in drawn.items()}
 
     def layer(params: Params, name: str, x: Tensor) -> Tensor:
         weight, bias = params[f"{name}.weight"], params[f"{name}.bias"]

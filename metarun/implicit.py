@@ -34,22 +34,32 @@ def _axpy(scale: Tensor, x: Vector, y: Vector) -> Vector:
 
 
 def conjugate_gradient(
-    product: Product, target: Vector, steps: int, tolerance: float
+    product: Product, target: Vector, steps: int, tolerance: float, centre: float
 ) -> tuple[Vector, Tensor]:
     """Solve product(x) = target for every task at once; return x and relative residuals [T].
 
-    Hestenes and Stiefel, 1952, with each task's own step lengths. A task stops, keeping its
-    last iterate, when its residual is below `tolerance` or a direction has no positive
-    curvature; then the matrix is not positive definite and the method has nothing to say.
+    Hestenes and Stiefel, 1952, with each task's own step lengths. A task stops when its residual
+    is below `tolerance`, or when a direction has no positive curvature. Then, or when its residual
+    ends above the target itself, its matrix is not positive definite, and steps along almost flat
+    directions have thrown the iterate far off: it takes the one of least residual among all and
+    target / `centre`, which is first order.
     """
     solution = [torch.zeros_like(t) for t in target]
     residual, direction = target, target
     size = norm = _dot(residual, residual)
     going = norm > 0
-    for _ in range(steps):
+    sound = torch.ones_like(going)
+    best, least = solution, torch.full_like(norm, torch.inf)
+    for step in range(steps):
         image = product(direction)
         curvature = _dot(direction, image)
-        going = going & (curvature > 0) & (size > tolerance**2 * norm)
+        if step == 0:
+            best = [part / centre for part in target]
+            away = [t - part / centre for t, part in zip(target, image, strict=True)]
+            least = _dot(away, away)
+        wanted = going & (size > tolerance**2 * norm)
+        going = wanted & (curvature > 0)
+        sound = sound & (going | ~wanted)
         if not bool(going.any()):
             break
         length = torch.where(going, size / torch.where(going, curvature, 1.0), 0.0)
@@ -59,7 +69,17 @@ def conjugate_gradient(
         ratio = torch.where(going, new_size / torch.where(going, size, 1.0), 0.0)
         direction = _axpy(ratio, direction, residual)
         size = torch.where(going, new_size, size)
+        nearer = going & (size < least)
+        best, least = _chosen(nearer, solution, best), torch.where(nearer, size, least)
+    sound = sound & (size <= norm)
+    solution, size = _chosen(sound, solution, best), torch.where(sound, size, least)
     return solution, (size / norm.clamp_min(torch.finfo(norm.dtype).tiny)).sqrt()
+
+
+def _chosen(which: Tensor, these: Vector, others: Vector) -> Vector:
+    """Return for each task the vector of these or of the others; `which` is [T]."""
+    pairs = zip(these, others, strict=True)
+    return [torch.where(which.view(-1, *(1,) * (a.dim() - 1)), a, b) for a, b in pairs]
 
 
 def neumann(product: Product, target: Vector, terms: int, centre: float) -> tuple[Vector, Tensor]:
@@ -106,6 +126,8 @@ def implicit(
     to the query gradient; above 1 the solver has diverged.
     """
 
+    centre = proximal + damping
+
     def meta_grad(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
         meta, support = meta_leaves(meta), (tasks.support_x, tasks.support_y)
         total = MetaSum(meta)
@@ -123,9 +145,11 @@ def implicit(
                 return [h + damping * v for h, v in zip(image, vector, strict=True)]
 
             if solver == "cg":
-                solution, residual = conjugate_gradient(product, pull, cg_steps, cg_tolerance)
+                solution, residual = conjugate_gradient(
+                    product, pull, cg_steps, cg_tolerance, centre
+                )
             else:
-                solution, residual = neumann(product, pull, terms, proximal + damping)
+                solution, residual = neumann(product, pull, terms, centre)
             scaled = [-part for part in solution]
             mixed = pull_back(gradient, [*total.leaves, *held.values()], scaled)
             total.add(mixed[: len(total.leaves)])

@@ -35,9 +35,10 @@ def alfa(
     adapted = [name for name in problem.initial() if name in problem.model.adapted]
     count = len(adapted)
 
+    hidden = torch.nn.Linear(2 * count, 2 * count)  # drawn here, where the run's seed rules
+
     def init(params: Params) -> Meta:
         some = params[adapted[0]]
-        hidden = torch.nn.Linear(2 * count, 2 * count)
         network = {
             "hidden.weight": hidden.weight.detach().to(some),
             "hidden.bias": hidden.bias.detach().to(some),

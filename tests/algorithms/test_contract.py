@@ -157,3 +157,24 @@ def descended(meta: Meta, gradient: Meta, rate: float) -> Meta:
         }
         for group, params in meta.items()
     }
+
+
+@pytest.mark.parametrize("case", CASES, ids=by_name)
+def test_whatever_is_drawn_is_drawn_by_the_seed_and_once(case: Case) -> None:
+    """A draw in `init` would be another in every process: runs are built seeded, not stepped so."""
+    on = problem("mlp")
+
+    def begun(seed: int) -> Meta:
+        torch.manual_seed(seed)
+        algorithm = case.build(on)
+        torch.seed()
+        initial = (algorithm.problem or on).initial()
+        once, again = (algorithm.init(initial) for _ in range(2))
+        assert same(once, again)
+        return once
+
+    assert same(begun(0), begun(0))
+
+
+def same(one: Meta, other: Meta) -> bool:
+    return all(torch.equal(one[g][n], other[g][n]) for g in one for n in one[g])

@@ -123,24 +123,31 @@ def test_conjugate_gradient_is_exact_after_as_many_steps_as_dimensions() -> None
     exact = torch.linalg.solve(TASKS.support_x, target[0])
     residuals = []
     for steps in range(1, SIZE + 1):
-        solution, residual = conjugate_gradient(product, target, steps, 0.0)
+        solution, residual = conjugate_gradient(product, target, steps, 0.0, 1.0)
         residuals.append(residual)
     torch.testing.assert_close(solution[0], exact, rtol=1e-9, atol=1e-10)
     assert residuals[-1].max() < 1e-10 < residuals[0].min()
 
 
-def test_conjugate_gradient_stops_at_negative_curvature() -> None:
-    """An indefinite task keeps its last iterate; the others are solved as without it."""
+def test_an_indefinite_matrix_never_gives_worse_than_first_order() -> None:
+    """Steps along almost flat directions go far off before one of negative curvature is met."""
     matrices = TASKS.support_x.clone()
-    matrices[1] = torch.diag(torch.tensor([1.0, -2, 1, -2, 1, -2], dtype=DOUBLE))
+    matrices[1] = torch.diag(torch.tensor([3.0, 1e-3, 1, -2, 1, -2], dtype=DOUBLE))
+    matrices[2] = -matrices[2]  # indefinite in its first direction
     target = [torch.ones(4, SIZE, dtype=DOUBLE)]
+    centre = 2.0
 
     def product(vector):
         return [(matrices @ vector[0][:, :, None])[:, :, 0]]
 
-    solution, residual = conjugate_gradient(product, target, SIZE, 0.0)
-    assert torch.isfinite(solution[0]).all()
-    assert residual[1] > 0.1
-    good = [0, 2, 3]
+    size = target[0].norm(dim=1)
+    first_order = (target[0] - product([target[0] / centre])[0]).norm(dim=1) / size
+    for steps in range(1, SIZE + 1):
+        solution, residual = conjugate_gradient(product, target, steps, 0.0, centre)
+        true = (target[0] - product(solution)[0]).norm(dim=1) / size
+        torch.testing.assert_close(residual, true, rtol=1e-6, atol=1e-8)
+        assert (residual[1:3] <= first_order[1:3] + 1e-12).all()
+    torch.testing.assert_close(solution[0][2], target[0][2] / centre)
+    good = [0, 3]
     exact = torch.linalg.solve(matrices[good], target[0][good])
     torch.testing.assert_close(solution[0][good], exact, rtol=1e-9, atol=1e-10)

@@ -110,15 +110,21 @@ class ImageSource:
 
     def check(self, *, ways: int, shots: int, queries: int) -> None:
         """Raise ConfigError when a split lacks classes or a class lacks images for such tasks."""
+        if ways < 2:
+            raise ConfigError(
+                f"task.ways={ways}: one class leaves nothing to tell apart; set task.ways to 2 or "
+                "more"
+            )
         for split, pool in self.classes.items():
             most = len(pool)
             if split in self.groups and most:
                 most = int(self.groups[split].bincount().max())
             if ways > most:
                 where = "largest group of the " if split in self.groups else ""
+                fewer = f"use {most} ways or fewer, or " if most >= 2 else ""
                 raise ConfigError(
-                    f"task.ways={ways}: the {where}{split} split has {most} classes; "
-                    f"use {most} ways or fewer, or give the split more classes"
+                    f"task.ways={ways}: the {where}{split} split has {most} "
+                    f"class{'es' * (most != 1)}; {fewer}give the split more classes"
                 )
             scarcest = pool[self.counts[pool].argmin()]
             images = int(self.counts[scarcest])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def test_it_is_a_source():
 @given(
     st.lists(st.integers(4, 40), min_size=3, max_size=12),
     st.sampled_from(ROTATIONS),
-    st.integers(1, 3),
+    st.integers(2, 3),
     st.integers(1, 3),
     st.data(),
 )
@@ -196,14 +197,16 @@ def test_a_task_stays_within_a_group_that_is_large_enough():
 @pytest.mark.parametrize(
     ("shape", "groups", "numbers"),
     [
-        ({"ways": 11}, (), ("task.ways=11", "10 classes")),
+        ({"ways": 11}, (), ("task.ways=11", "10 classes", "use 10 ways or fewer")),
+        ({"ways": 1}, (), ("task.ways=1", "set task.ways to 2 or more")),
+        ({"ways": 2}, range(10), ("task.ways=2", "1 class; give the split more")),
         ({"ways": 5}, (0, 0, 0, 0, 1, 1, 1, 2, 2, 2), ("task.ways=5", "4 classes", "largest")),
         ({"shots": 5}, (), ("task.shots=5", "3 queries", "8 images", "'class0'", "has 7")),
         ({"queries": 6}, (), ("task.shots=2", "6 queries", "has 7")),
     ],
 )
 def test_impossible_tasks_are_refused_in_one_line(
-    shape: dict[str, int], groups: tuple[int, ...], numbers: tuple[str, ...]
+    shape: dict[str, int], groups: Sequence[int], numbers: tuple[str, ...]
 ):
     source = coded_source(COUNTS, groups=groups)
     with pytest.raises(ConfigError) as caught:

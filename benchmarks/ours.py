@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ class Prepared:
     work: Work
     batch: Tasks
     modes: tuple[str, ...] = ("all",)
+    fingerprint: ClassVar[dict[str, str]] = {}
 
     @property
     def kind(self) -> Literal["classification", "regression"]:

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from coded import coded_source, read, sampled
+from coded import coded_pictures, coded_source, read, sampled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from metarun.data.images import ImageSource
+from metarun.data.images import ImageSource, image_source
 from metarun.data.source import Source, Split
 from metarun.errors import ConfigError
 from metarun.tasks import Tasks
@@ -214,6 +214,27 @@ def test_impossible_tasks_are_refused_in_one_line(
     text = str(caught.value)
     assert "\n" not in text
     assert all(number in text for number in numbers), text
+
+
+def test_a_fingerprint_is_of_one_splits_images_counts_numbers_and_groups():
+    splits = {"train": [0, 1], "validation": [2, 3], "test": [4, 5]}
+    pictures = coded_pictures([3] * 6)
+    first = image_source(pictures, splits, "none").fingerprint
+    assert len(set(first.values())) == 3
+    renamed = pictures._replace(names=tuple("abcdef"))
+    assert image_source(renamed, splits, "per_task").fingerprint == first
+    repainted = pictures._replace(pixels=pictures.pixels.clone())
+    repainted.pixels[-1, 0, 1, 1] += 1
+    moved = splits | {"test": [5]}
+    for other in (
+        image_source(repainted, splits, "none"),
+        image_source(pictures._replace(counts=(3, 3, 3, 3, 2, 4)), splits, "none"),
+        image_source(pictures, moved, "none"),
+    ):
+        assert other.fingerprint["test"] != first["test"]
+        assert other.fingerprint["train"] == first["train"]
+    grouped = image_source(pictures, splits, "none", [0, 0, 1, 1, 2, 2]).fingerprint
+    assert grouped["test"] != first["test"]
 
 
 def test_sampling_touches_neither_the_images_nor_the_global_generator():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ class Prepared:
     work: Work
     batch: Tasks
     modes: tuple[str, ...] = ("all",)
+    fingerprint: ClassVar[dict[str, str]] = {}
 
     @property
     def kind(self) -> Literal["classification", "regression"]:

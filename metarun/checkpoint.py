@@ -162,6 +162,23 @@ def check_config(meta: Meta, config_digest: str, config: Mapping[str, Any]) -> N
     )
 
 
+def check_data(meta: Meta, fingerprint: Mapping[Any, str]) -> None:
+    """Refuse a checkpoint that was trained on other data, split by split.
+
+    Its own are `meta["data"]`; what it does not tell, as before there were any, passes.
+
+    Raises:
+        CheckpointError: names the splits that differ.
+    """
+    there = meta.get("data") or {}
+    changed = [split for split, own in fingerprint.items() if there.get(split, own) != own]
+    if changed:
+        raise CheckpointError(
+            f"the data set has changed since the checkpoint was written, in {', '.join(changed)}; "
+            "put back what was there, or give this run another name to start afresh"
+        )
+
+
 def _retire(folder: Path, latest: Path, keep: int) -> str | None:
     """Delete what is no longer needed; files of later steps do not count as newer copies."""
     notice = None

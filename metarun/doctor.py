@@ -85,7 +85,9 @@ def devices() -> list[Row]:
     """Look at processors and GPUs."""
     import torch
 
-    rows = [Row("cpu", "ok", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads")]
+    counts = {"core": os.cpu_count() or 1, "thread": torch.get_num_threads()}
+    found = ", ".join(f"{count} {what}{'s' * (count != 1)}" for what, count in counts.items())
+    rows = [Row("cpu", "ok", found)]
     if not torch.cuda.is_available():
         return [*rows, Row("cuda", "warn", f"torch {torch.__version__} sees no GPU")]
     for index in range(torch.cuda.device_count()):
@@ -96,11 +98,13 @@ def devices() -> list[Row]:
 
 
 def datasets() -> list[Row]:
-    """Look at every data set that ships with a file to find, and at its licence."""
+    """Look at every data set, its licence and, where it has any, its files."""
     from metarun.data import omniglot
 
     rows = [Row("glyphs", "ok", f"rendered here; {LICENCES['glyphs']}")]
     rows += [Row(name, "ok", "generated") for name in ("sinusoid", "multimodal")]
+    rows.append(Row("mixture", "ok", "glyphs, omniglot and folders, as each is found"))
+    rows.append(Row("folder", "ok", "your own images, at dataset.path"))
     folder = data_root() / "omniglot"
     for part in omniglot.PARTS:
         archive = folder / f"{part.name}.zip"

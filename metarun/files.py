@@ -19,6 +19,7 @@ from pathlib import Path
 from metarun.errors import InUseError, StorageError
 
 TEMPORARY = ".metarun-*.tmp"  # what a killed writer may leave behind
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 PATIENCE_S = 0.4  # for an owner that is about to write its name, or has just died
 
@@ -69,14 +70,17 @@ def sync_folder(folder: Path) -> None:
 
 
 def storage_error(error: OSError, path: Path, needed: int) -> StorageError:
-    """Say in one line what the system refused: the path, bytes needed and bytes free."""
-    try:
-        free = f"{shutil.disk_usage(_existing(path)).free} bytes are free"
-    except OSError:
-        free = "the free space is unknown"
+    """Say in one line what the system refused and, where space is the matter, how much there is."""
+    advice = ""
+    if error.errno in NO_SPACE:
+        try:
+            free = _size(shutil.disk_usage(_existing(path)).free)
+        except OSError:
+            free = "unknown"
+        advice = f"needed: {_size(needed)}, free: {free}; make room, or "
     return StorageError(
-        f"{path}: {error.strerror or error}; {needed} bytes are needed, {free}; make room or set "
-        "METARUN_OUTPUTS to another folder, then give the same command again"
+        f"{path}: {error.strerror or error}; {advice}set METARUN_OUTPUTS to another folder, then "
+        "give the same command again"
     )
 
 
@@ -158,6 +162,12 @@ def _alive(pid: str, host: str) -> bool:
     except PermissionError:
         pass
     return True
+
+
+def _size(count: int) -> str:
+    if count < 2**20:
+        return "less than 1 MiB"
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
 def _existing(path: Path) -> Path:

@@ -27,13 +27,14 @@ from metarun.train import summary
 def task_list(experiment: Experiment) -> str:
     """Return a SHA-256 over the test tasks' tensors; runs that share it can be paired.
 
-    The first tasks stand for all: every one is a function of the same few numbers, which are
-    hashed as well.
+    The first tasks stand for all: every one is a function of the same few numbers and of what the
+    split holds, which are hashed as well.
     """
     test, shape = experiment.test, experiment.task
     digest = hashlib.sha256()
     words = [test.seed, test.tasks, shape.ways, shape.shots, shape.test_queries]
     digest.update(" ".join(map(str, words)).encode())
+    digest.update(experiment.source.fingerprint.get("test", "").encode())
     some = experiment.tasks("test", 0, min(test.tasks, 25))
     for tensor in (some.support_x, some.support_y, some.query_x, some.query_y, some.mode):
         digest.update(tensor.float().cpu().contiguous().numpy().tobytes())

@@ -47,6 +47,7 @@ class Vault:
         self.folder = folder / "checkpoints"
         self.config, self.digest = flat(config), config_digest(config)
         self.experiment = experiment
+        self.data = dict(experiment.source.fingerprint)
 
     def save(self, state: State) -> None:
         """Write everything that going on needs."""
@@ -61,7 +62,7 @@ class Vault:
         """Return the newest valid state, or that before training where there is none.
 
         Raises:
-            CheckpointError: all are damaged, or another configuration wrote them.
+            CheckpointError: all are damaged, or of another configuration or other data.
         """
         device = self.experiment.hardware.device
         found = checkpoint.newest(self.folder, device) if self.folder.is_dir() else None
@@ -70,6 +71,7 @@ class Vault:
         if found.notice:
             console.warn(found.notice)
         checkpoint.check_config(found.meta, self.digest, self.config)
+        checkpoint.check_data(found.meta, self.data)
         state = found.meta["state"]
         console.say(f"going on from meta-step {state['step']}")
         moments = {
@@ -100,7 +102,13 @@ class Vault:
             for leaf, value in params.items()
         }
         counters = {key: getattr(state, key) for key in COUNTERS}
-        meta = {"config_digest": self.digest, "config": self.config, "state": counters, **facts}
+        meta = {
+            "config_digest": self.digest,
+            "config": self.config,
+            "data": self.data,
+            "state": counters,
+            **facts,
+        }
         keep = self.experiment.checkpoints.keep
         saved = checkpoint.save(self.folder, name, {**tensors, **more}, meta, keep)
         if saved.notice:

@@ -6,7 +6,7 @@ import io
 import warnings
 from typing import Literal
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from metarun.errors import DataError
 
@@ -30,12 +30,19 @@ def decode(data: bytes, name: str) -> Image.Image:
             return image
     # Seven decoders meet unknown bytes here, and none of them says what it may raise.
     except Exception as error:
-        reason = "too many pixels" if isinstance(error, Image.DecompressionBombError) else error
-        short = " ".join(str(reason).split())
+        short = _why(error)
         raise DataError(f"{name}: not a readable image ({short}); replace or remove it") from error
     raise DataError(
         f"{name}: {image.width} x {image.height} pixels, over {MOST_PIXELS}; make it smaller"
     )
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, Image.DecompressionBombError):
+        return "too many pixels"
+    if isinstance(error, UnidentifiedImageError):  # whose text is of an object in memory
+        return f"none of {', '.join(FORMATS)}"
+    return " ".join(str(error).split())
 
 
 def square(image: Image.Image, size: int, mode: Mode) -> bytes:

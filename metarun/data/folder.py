@@ -48,7 +48,8 @@ def folder(
     test gets the rest, in an order that `split_seed` names.
 
     Raises:
-        DataError: no such folder, no images in it or in a class, or an image that cannot be read.
+        DataError: no such folder, no images in it, in a split or in a class, or an image that
+            cannot be read.
         ConfigError: the fractions leave nothing for test.
     """
     if train_fraction + validation_fraction >= 1:
@@ -120,6 +121,12 @@ def _named_splits(place: Path, names: Sequence[str]) -> dict[Split, list[int]] |
             raise DataError(f"{place}: class {label!r} lies in {homes[label]} and in {home}")
         homes[label] = home
         splits[SPLIT_NAMES[home]].append(number)
+    if missing := [split for split, numbers in splits.items() if not numbers]:
+        folders = " and ".join(f"{split}/" for split in missing)
+        raise DataError(
+            f"{place}: {folders} missing or without classes; add {missing[0]}/class/image.png, or "
+            "take all classes out of the folders of splits to have them dealt out"
+        )
     return splits
 
 

@@ -5,6 +5,7 @@ Letters in shapes: T tasks, N ways, K shots, Q queries a class.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NamedTuple
@@ -41,6 +42,7 @@ class ImageSource:
     classes: Mapping[Split, Tensor]  # which classes each split holds
     groups: Mapping[Split, Tensor]  # their groups, 0..G-1 in each split; empty: no grouping
     turn: int  # rows of the bank that a quarter turn is away; 0: tasks do not turn classes
+    fingerprint: Mapping[Split, str]  # of each split's images, and of how they are numbered
 
     kind: ClassVar[Literal["classification", "regression"]] = "classification"
     targets: ClassVar[int] = 0
@@ -110,15 +112,21 @@ class ImageSource:
 
     def check(self, *, ways: int, shots: int, queries: int) -> None:
         """Raise ConfigError when a split lacks classes or a class lacks images for such tasks."""
+        if ways < 2:
+            raise ConfigError(
+                f"task.ways={ways}: one class leaves nothing to tell apart; set task.ways to 2 or "
+                "more"
+            )
         for split, pool in self.classes.items():
             most = len(pool)
             if split in self.groups and most:
                 most = int(self.groups[split].bincount().max())
             if ways > most:
                 where = "largest group of the " if split in self.groups else ""
+                fewer = f"use {most} ways or fewer, or " if most >= 2 else ""
                 raise ConfigError(
-                    f"task.ways={ways}: the {where}{split} split has {most} classes; "
-                    f"use {most} ways or fewer, or give the split more classes"
+                    f"task.ways={ways}: the {where}{split} split has {most} "
+                    f"class{'es' * (most != 1)}; {fewer}give the split more classes"
                 )
             scarcest = pool[self.counts[pool].argmin()]
             images = int(self.counts[scarcest])
@@ -188,4 +196,16 @@ def image_source(
         ids,
         grouped,
         images if rotations == "per_task" else 0,
+        {split: _digest(pictures, numbers, groups) for split, numbers in splits.items()},
     )
+
+
+def _digest(pictures: Pictures, numbers: Sequence[int], groups: Sequence[int]) -> str:
+    """Return a SHA-256 over all that tasks of these classes depend on; names do not count."""
+    digest = hashlib.sha256(repr(tuple(pictures.pixels.shape[1:])).encode())
+    of_class = pictures.pixels.split(pictures.counts)
+    for number in numbers:
+        group = groups[number] if groups else 0
+        digest.update(f" {number} {pictures.counts[number]} {group} ".encode())
+        digest.update(of_class[number].numpy().data)
+    return digest.hexdigest()

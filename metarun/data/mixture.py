@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -86,6 +87,12 @@ class MixedSource:
     def train_classes(self) -> int:
         """Classes of all training splits together."""
         return sum(source.train_classes for source in self.sources)
+
+    @property
+    def fingerprint(self) -> Mapping[Split, str]:
+        """The sources' digests of each split, in their order."""
+        prints = [source.fingerprint for source in self.sources]
+        return {split: " ".join(each[split] for each in prints) for split in prints[0]}
 
     def tasks(
         self,

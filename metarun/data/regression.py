@@ -5,7 +5,7 @@ Letters in shapes: T tasks, P points.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NamedTuple
 
@@ -42,6 +42,7 @@ class RegressionSource:
     features: ClassVar[tuple[int, ...]] = (1,)
     targets: ClassVar[int] = 1
     train_classes: ClassVar[int] = 0
+    fingerprint: ClassVar[Mapping[Split, str]] = {}
 
     @property
     def modes(self) -> tuple[str, ...]:

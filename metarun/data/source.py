@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, Protocol
 
 import torch
@@ -39,6 +40,11 @@ class Source(Protocol):
     @property
     def train_classes(self) -> int:
         """Classes of the training split, with rotations if these are classes; 0 for regression."""
+        ...
+
+    @property
+    def fingerprint(self) -> Mapping[Split, str]:
+        """A digest of what each split holds; empty where tasks are made from numbers alone."""
         ...
 
     def tasks(

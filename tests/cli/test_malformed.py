@@ -62,7 +62,7 @@ CASES = {
     "negative-seed": Case(("seed=-1",), ("seed: -1 ", "at least 0")),
     # impossible together
     "ways-over-classes": Case((*FOLDER, "task.ways=50"), ("50", "classes")),
-    "shots-over-images": Case((*FOLDER, "task.ways=1", "task.shots=90"), ("90", "images")),
+    "shots-over-images": Case((*FOLDER, "task.ways=2", "task.shots=90"), ("90", "images")),
     "steps-off-the-curve": Case(
         (*REGRESSION, "validation.steps=20", "test.steps=10"),
         ("validation.steps: 20", "test.steps=10"),
@@ -80,7 +80,7 @@ CASES = {
     ),
     "nothing-to-test-on": Case(
         (*FOLDER, "dataset.path=images/train", "task.ways=2"),
-        ("task.ways=2: the ", " split has 0 classes"),
+        ("task.ways=2: the ", " split has 0 classes; give"),
     ),
     # missing and malformed
     "missing-value": Case(("dataset=folder",), ("dataset.path: missing", "dataset.path=VALUE")),

@@ -47,8 +47,14 @@ def test_an_enormous_image_is_refused_unread(side: int):
     "data", [b"", b"GIF89a", b"no image at all", encoded(Image.new("L", (9, 9)))[:40]]
 )
 def test_what_is_no_image_is_refused(data: bytes):
-    with pytest.raises(DataError, match=r"^set/a\.png: not a readable image"):
+    with pytest.raises(DataError, match=r"^set/a\.png: not a readable image") as caught:
         decode(data, "set/a.png")
+    assert " at 0x" not in str(caught.value)
+
+
+def test_what_is_of_no_known_format_is_told_which_there_are():
+    with pytest.raises(DataError, match=r"\(none of PNG, JPEG, .*, PPM\)"):
+        decode(b"<svg/>", "set/a.png")
 
 
 def test_mutated_images_raise_nothing_else():

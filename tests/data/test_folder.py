@@ -156,6 +156,18 @@ def test_a_class_in_two_splits_is_refused(tmp_path: Path):
     assert "class 'cat' lies in " in refused(tmp_path / "mine")
 
 
+@pytest.mark.parametrize(
+    ("there", "missing"),
+    [("train", "validation/ and test/"), ("train test", "validation/"), ("train val", "test/")],
+)
+def test_a_missing_folder_of_a_split_is_named(tmp_path: Path, there: str, missing: str):
+    (tmp_path / "mine" / "test").mkdir(parents=True)  # without classes it is no split
+    for split in there.split():
+        paint(tmp_path / "mine" / split / f"{split}-cat" / "1.png", (1, 2, 3))
+    text = refused(tmp_path / "mine")
+    assert text.startswith(f"{tmp_path / 'mine'}: {missing} missing or without classes; add ")
+
+
 def test_fractions_must_leave_something_for_test(place: Path):
     text = refused(place, ConfigError, train_fraction=0.8, validation_fraction=0.2)
     assert text.startswith("dataset.train_fraction=0.8: ")

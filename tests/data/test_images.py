@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
-from coded import coded_source, read, sampled
+from coded import coded_pictures, coded_source, read, sampled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from metarun.data.images import ImageSource
+from metarun.data.images import ImageSource, image_source
 from metarun.data.source import Source, Split
 from metarun.errors import ConfigError
 from metarun.tasks import Tasks
@@ -45,7 +46,7 @@ def test_it_is_a_source():
 @given(
     st.lists(st.integers(4, 40), min_size=3, max_size=12),
     st.sampled_from(ROTATIONS),
-    st.integers(1, 3),
+    st.integers(2, 3),
     st.integers(1, 3),
     st.data(),
 )
@@ -196,14 +197,16 @@ def test_a_task_stays_within_a_group_that_is_large_enough():
 @pytest.mark.parametrize(
     ("shape", "groups", "numbers"),
     [
-        ({"ways": 11}, (), ("task.ways=11", "10 classes")),
+        ({"ways": 11}, (), ("task.ways=11", "10 classes", "use 10 ways or fewer")),
+        ({"ways": 1}, (), ("task.ways=1", "set task.ways to 2 or more")),
+        ({"ways": 2}, range(10), ("task.ways=2", "1 class; give the split more")),
         ({"ways": 5}, (0, 0, 0, 0, 1, 1, 1, 2, 2, 2), ("task.ways=5", "4 classes", "largest")),
         ({"shots": 5}, (), ("task.shots=5", "3 queries", "8 images", "'class0'", "has 7")),
         ({"queries": 6}, (), ("task.shots=2", "6 queries", "has 7")),
     ],
 )
 def test_impossible_tasks_are_refused_in_one_line(
-    shape: dict[str, int], groups: tuple[int, ...], numbers: tuple[str, ...]
+    shape: dict[str, int], groups: Sequence[int], numbers: tuple[str, ...]
 ):
     source = coded_source(COUNTS, groups=groups)
     with pytest.raises(ConfigError) as caught:
@@ -211,6 +214,27 @@ def test_impossible_tasks_are_refused_in_one_line(
     text = str(caught.value)
     assert "\n" not in text
     assert all(number in text for number in numbers), text
+
+
+def test_a_fingerprint_is_of_one_splits_images_counts_numbers_and_groups():
+    splits = {"train": [0, 1], "validation": [2, 3], "test": [4, 5]}
+    pictures = coded_pictures([3] * 6)
+    first = image_source(pictures, splits, "none").fingerprint
+    assert len(set(first.values())) == 3
+    renamed = pictures._replace(names=tuple("abcdef"))
+    assert image_source(renamed, splits, "per_task").fingerprint == first
+    repainted = pictures._replace(pixels=pictures.pixels.clone())
+    repainted.pixels[-1, 0, 1, 1] += 1
+    moved = splits | {"test": [5]}
+    for other in (
+        image_source(repainted, splits, "none"),
+        image_source(pictures._replace(counts=(3, 3, 3, 3, 2, 4)), splits, "none"),
+        image_source(pictures, moved, "none"),
+    ):
+        assert other.fingerprint["test"] != first["test"]
+        assert other.fingerprint["train"] == first["train"]
+    grouped = image_source(pictures, splits, "none", [0, 0, 1, 1, 2, 2]).fingerprint
+    assert grouped["test"] != first["test"]
 
 
 def test_sampling_touches_neither_the_images_nor_the_global_generator():

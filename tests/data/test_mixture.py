@@ -84,6 +84,15 @@ def test_examples_number_the_classes_through(place: Path) -> None:
     assert [int(y[mode == m].min()) for m in range(3)] == [0, 3, 6]
 
 
+def test_the_fingerprint_is_of_all_sources(place: Path) -> None:
+    first = opened(place, "dark", "light").fingerprint
+    assert len(set(first.values())) == 3
+    for path in (place / "light").glob("*/0.png"):
+        Image.new("L", (28, 28), 0).save(path)
+    second = opened(place, "dark", "light").fingerprint
+    assert all(second[split] != digest for split, digest in first.items())
+
+
 def test_mistakes_name_the_source(place: Path) -> None:
     with pytest.raises(ConfigError, match=r"task\.ways=3: .*\(dataset\.sources: light\)"):
         opened(place, "light", "dark").check(ways=3, shots=1, queries=1)

@@ -44,7 +44,7 @@ def main() -> None:
                 lines = [t for t in log.read_text().splitlines() if t.startswith("metarun: ")]
                 said = len(lines) == 1 and all(
                     words in lines[0]
-                    for words in ("No space left", str(folder), "bytes are needed", "are free")
+                    for words in ("No space left", str(folder), "needed: less than", "free: ")
                 )
                 counts["points"] += 1
                 counts["code 5"] += code == 5

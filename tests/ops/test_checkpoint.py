@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 
 from metarun import checkpoint
-from metarun.checkpoint import check_config, load, newest, save, step_name
+from metarun.checkpoint import check_config, check_data, load, newest, save, step_name
 from metarun.errors import CheckpointError, StorageError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -136,6 +136,16 @@ def test_another_configuration_is_refused_by_the_names_of_its_settings(tmp_path,
     assert "algo.inner_lr (0.1 there, 0.2 here)" in text
     assert "new (None there, 3 here)" in text
     assert all(word not in text for word in ("seed", "features", "note", "\n"))
+    assert caught.value.exit_code == 3
+
+
+def test_other_data_are_refused_by_the_names_of_their_splits():
+    meta = {"data": {"train": "a", "validation": "b", "test": "c"}}
+    check_data(meta, meta["data"])
+    check_data({}, meta["data"])  # written before there were fingerprints
+    check_data(meta, {})
+    with pytest.raises(CheckpointError, match=r"in train, test; .*another name") as caught:
+        check_data(meta, {"train": "x", "validation": "b", "test": "y"})
     assert caught.value.exit_code == 3
 
 

@@ -7,12 +7,13 @@ import os
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from children import kill, python
 
 from metarun.errors import InUseError, StorageError
-from metarun.files import TEMPORARY, folder_lock, prepare_folder, write_atomic
+from metarun.files import TEMPORARY, folder_lock, prepare_folder, storage_error, write_atomic
 
 HOLD = """
 import sys, time
@@ -68,8 +69,9 @@ def test_any_failing_call_keeps_the_old_file_and_says_why_in_one_line(
     assert text.count("\n") == 0
     assert str(path) in text
     assert os.strerror(number) in text
-    assert "11 bytes are needed" in text
-    assert "bytes are free" in text
+    assert "METARUN_OUTPUTS" in text
+    of_space = number in (errno.ENOSPC, errno.EDQUOT)
+    assert ("make room" in text) == ("free: " in text) == of_space
     assert caught.value.exit_code == 5
     assert path.read_bytes() == b"old"
     assert not list(tmp_path.glob(TEMPORARY))
@@ -80,6 +82,14 @@ def test_a_partial_write_is_continued(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "write", lambda descriptor, data: whole(descriptor, bytes(data[:7])))
     write_atomic(tmp_path / "a", b"0123456789" * 5)
     assert (tmp_path / "a").read_bytes() == b"0123456789" * 5
+
+
+def test_space_is_counted_in_units_that_can_be_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=44_486_434_816))
+    full = OSError(errno.ENOSPC, "No space left on device")
+    text = str(storage_error(full, tmp_path, 3 * 2**20))
+    assert text.startswith(f"{tmp_path}: No space left on device; needed: 3 MiB, free: 41.4 GiB; ")
+    assert "needed: less than 1 MiB, " in str(storage_error(full, tmp_path, 1))
 
 
 @pytest.mark.parametrize("below", ["", "deeper", "much/deeper"])

@@ -143,7 +143,8 @@ def _notices(sections: Sequence[Section], left_out: Sequence[LeftOut]) -> tuple[
         )
         lines.append(f"Different test tasks are never paired: {len(sections)} sections. {lists}.")
     if left_out:
-        lines.append(f"{len(left_out)} of the runs found could not be used; they are listed below.")
+        they = "it is" if len(left_out) == 1 else "they are"
+        lines.append(f"{len(left_out)} of the runs found could not be used; {they} listed below.")
     return tuple(lines)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from metarun import plots
 from metarun.report.protocol import title
 from metarun.report.result import Comparison, Entry, Section
-from metarun.report.words import METRIC_NAMES, score, signed
+from metarun.report.words import METRIC_NAMES, counted, score, signed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,7 +63,7 @@ def _adaptation(section: Section, style: dict[str, plots.Style]) -> tuple[Figure
         _legend(axes, section.entries)
     ends = "; ".join(
         f"{e.label} from {score(e.by_step[0], None, metric)} "
-        f"to {score(e.by_step[-1], None, metric)} in {len(e.by_step) - 1} steps"
+        f"to {score(e.by_step[-1], None, metric)} in {counted(len(e.by_step) - 1, 'step')}"
         for e in section.entries
     )
     return figure, caption, f"{METRIC_NAMES[metric].capitalize()} by adaptation step: {ends}."

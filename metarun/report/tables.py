@@ -14,7 +14,9 @@ from metarun.report.words import (
     budget,
     chosen,
     count,
+    counted,
     flop,
+    happened,
     memory,
     over_seeds,
     queries,
@@ -193,7 +195,7 @@ def of_run(outcome: Mapping[str, Any]) -> Table:
         curve = ", ".join(bare(float(test["by_step"][step]), metric) for step in steps)
         if len(steps) < len(test["by_step"]):
             curve += f" (at {', '.join(map(str, steps))})"
-        rows += [(f"test {metric}", f"{result} on {test['tasks']:,} held-out tasks")]
+        rows += [(f"test {metric}", f"{result} on {counted(test['tasks'], 'held-out task')}")]
         rows += [("by step", curve), ("task", shape(shape_, metric))]
         rows += [("queries", queries(shape_, metric))]
     learned = f"{count(cost.get('meta_parameters'))} meta-learned"
@@ -208,8 +210,7 @@ def of_run(outcome: Mapping[str, Any]) -> Table:
     if "purity" in (groups := outcome.get("clusters") or {}):
         rows.append(("clusters", agreement(groups)))
     if any((lost := outcome.get("divergence") or {}).values()):
-        said = ", ".join(f"{n} {key.replace('_', ' ')}" for key, n in lost.items())
-        rows.append(("diverged", said))
+        rows.append(("diverged", ", ".join(happened(lost))))
     return Table(caption, ("", ""), tuple(rows), frozenset({0, 1}))
 
 

@@ -18,8 +18,8 @@ def rendered(what, width=80):
 
 def test_comparison_of_three_seeds(sweep):
     lines = rendered(console.comparison_table(compare(load([sweep]))))
-    assert lines[:24] == [
-        "1 of the runs found could not be used; they are listed below.",
+    assert lines[:26] == [
+        "1 of the runs found could not be used; it is listed below.",
         "",
         "glyphs, 5-way 1-shot",
         "",

@@ -87,6 +87,17 @@ def test_ratio_and_lists():
         "0.35 times the",
         "27 times the",
     ]
+def test_one_of_a_thing_is_singular():
+    assert words.budget({"unit": "meta_steps", "total": 1}) == "1 meta-step"
+    assert words.budget({"unit": "examples", "total": 1}) == "1 training example"
+    assert words.budget({"unit": "seconds", "total": 1.0}) == "1 second"
+    assert words.training({"meta_steps": 1}).startswith("1 meta-step, ")
+    assert words.training({"meta_steps": 0}).startswith("0 meta-steps, ")
+    assert words.counted(None, "step") == f"{words.DASH} steps"
+    happened = words.happened({"skipped_steps": 1, "dropped_tasks": 1200})
+    assert happened == ["1 skipped step", "1,200 dropped tasks"]
+
+
     assert [words.several(list("abc")[:n]) for n in range(4)] == ["", "a", "a and b", "a, b and c"]
 
 

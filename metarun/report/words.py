@@ -167,9 +167,14 @@ def _with_spread(value: float, ci95: float | None, metric: str, sign: str) -> st
     scale = 100 if metric == "accuracy" else 1
     if ci95 is not None and _known(ci95):
         places = decimals(ci95, metric)
-        return f"{value * scale:{sign}.{places}f} ± {ci95 * scale:.{places}f}"
+        return f"{_rounded(value * scale, places, sign)} ± {ci95 * scale:.{places}f}"
     places = 1 if metric == "accuracy" or not value else 2 - math.floor(math.log10(abs(value)))
-    return f"{value * scale:{sign}.{min(max(places, 0), 6)}f}"
+    return _rounded(value * scale, min(max(places, 0), 6), sign)
+
+
+def _rounded(value: float, places: int, sign: str) -> str:
+    shown = f"{value:{sign}z.{places}f}"
+    return shown if float(shown) else shown.removeprefix("+")  # zero has no sign
 
 
 def _known(value: float | None) -> bool:

@@ -33,6 +33,13 @@ def test_signed_has_a_sign_and_a_true_minus():
     assert words.signed(1.92, 0.1, "mse") == "+1.92 ± 0.10"
 
 
+@pytest.mark.parametrize("value", [-0.0004, -0.0, 0.0, 0.0004])
+def test_what_is_zero_once_rounded_has_no_sign(value):
+    assert words.signed(value, 0.106, "accuracy") == "0.0 ± 10.6"
+    assert words.signed(value, None, "accuracy") == "0.0"
+    assert words.score(value, 0.106, "accuracy") == "0.0 ± 10.6 %"
+
+
 @pytest.mark.parametrize(
     ("p", "expected"), [(0.0, "<0.001"), (0.0314, "0.031"), (0.0999, "0.100"), (0.7, "0.70")]
 )
@@ -80,13 +87,6 @@ def test_memory_budget_and_shape():
     assert words.shape({"ways": 1, "shots": 10}, "mse") == "10-point regression"
 
 
-def test_ratio_and_lists():
-    assert [words.ratio(a, 1) for a in (1.02, 3.42, 0.35, 27.4)] == [
-        "the same",
-        "3.4 times the",
-        "0.35 times the",
-        "27 times the",
-    ]
 def test_one_of_a_thing_is_singular():
     assert words.budget({"unit": "meta_steps", "total": 1}) == "1 meta-step"
     assert words.budget({"unit": "examples", "total": 1}) == "1 training example"
@@ -98,6 +98,13 @@ def test_one_of_a_thing_is_singular():
     assert happened == ["1 skipped step", "1,200 dropped tasks"]
 
 
+def test_ratio_and_lists():
+    assert [words.ratio(a, 1) for a in (1.02, 3.42, 0.35, 27.4)] == [
+        "the same",
+        "3.4 times the",
+        "0.35 times the",
+        "27 times the",
+    ]
     assert [words.several(list("abc")[:n]) for n in range(4)] == ["", "a", "a and b", "a, b and c"]
 
 

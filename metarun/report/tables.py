@@ -80,7 +80,7 @@ def overview(section: Section) -> Table:
 def costs(section: Section) -> Table:
     """Return what each method's training cost."""
     head = ("Method", "Meta-steps", "Training time", "Compute", "Compute a step", "Peak memory")
-    head += ("Parameters", "of them meta-learned")
+    head += ("Model's parameters", "Meta-learned numbers")
     rows = tuple(
         (
             entry.label,
@@ -198,14 +198,14 @@ def of_run(outcome: Mapping[str, Any]) -> Table:
         rows += [(f"test {metric}", f"{result} on {counted(test['tasks'], 'held-out task')}")]
         rows += [("by step", curve), ("task", shape(shape_, metric))]
         rows += [("queries", queries(shape_, metric))]
-    learned = f"{count(cost.get('meta_parameters'))} meta-learned"
+    learned = counted(cost.get("meta_parameters"), "number")
     rows += [
         ("chosen", chosen(outcome.get("chosen") or {})),
         ("normalisation", str(outcome.get("normalisation", "not recorded"))),
         ("task list", str(outcome.get("task_list", ""))[:8] or "not recorded"),
         ("budget", budget(outcome.get("budget") or {})),
         ("training", training(cost)),
-        ("parameters", f"{count(cost.get('parameters'))}, {learned}"),
+        ("parameters", f"{count(cost.get('parameters'))} in the model; {learned} meta-learned"),
     ]
     if "purity" in (groups := outcome.get("clusters") or {}):
         rows.append(("clusters", agreement(groups)))

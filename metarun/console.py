@@ -222,7 +222,7 @@ def _remarks(section: Section) -> list[RenderableType]:
         Text.assemble(question, _text(f"{said.evidence} {said.cost}".strip())),
         _text(section.fairness),
         *(_text(line) for line in section.notices),
-        Text(f"{facts}. ± is 1.96 standard errors over tasks.", "dim"),
+        Text(f"{facts}. ± is 1.96 standard errors over tasks; p is of its row alone.", "dim"),
     ]
     return [Padding(line, (0, 0, 1, 0)) if line is lines[0] else line for line in lines]
 

@@ -111,7 +111,14 @@ def curves(section: Section) -> Table:
 def pairs(section: Section) -> Table:
     """Return every pair; above zero the first of the two is better."""
     metric = section.metric
-    head = ("Pair", "Advantage", "p", "p (Holm)", "Tasks", "± over seeds (number)")
+    head = (
+        "Pair",
+        "Advantage",
+        "p",
+        f"p (Holm, {len(section.pairs)} pairs)",
+        "Tasks",
+        "± over seeds (number)",
+    )
     rows = tuple(
         (
             f"{p.a} against {p.b}",

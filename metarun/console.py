@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
 from rich import box
@@ -103,15 +104,18 @@ def outcome_table(outcome: Mapping[str, Any]) -> Table:
     return table
 
 
-def comparison_table(comparison: Comparison) -> RenderableType:
-    """Return the comparison: a table a section, its protocol, the verdict, and who is missing."""
+def comparison_table(comparison: Comparison, told: Collection[Path] = ()) -> RenderableType:
+    """Return the comparison: a table a section, its protocol, the verdict, and who is missing.
+
+    Runs in the folders `told` are missing from that list: they are listed elsewhere.
+    """
     parts: list[RenderableType] = [_text(line) for line in comparison.notices]
     for section in comparison.sections:
         parts += ["", Text(title(section), "bold"), _section_table(section), *_remarks(section)]
-    if comparison.left_out:
-        rows = [(x.name, x.status, x.reason) for x in comparison.left_out]
+    if missing := [x for x in comparison.left_out if Path(x.folder) not in told]:
+        rows = [(x.name, x.status, x.reason) for x in missing]
         parts += ["", _states("Not in the comparison", ("Run", "State", "Why"), rows)]
-        parts += _paths([(x.name, x.folder) for x in comparison.left_out])
+        parts += _paths([(x.name, x.folder) for x in missing])
     return Group(*parts)
 
 

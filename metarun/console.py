@@ -143,18 +143,21 @@ def progress(description: str, total: float, unit: str) -> Generator[Show]:
     """
     seen: list[tuple[float, float]] = []  # first and last (time, done): a resumed run starts late
     last: dict[str, float | str] = {}
+    said = ""  # how far the line drawn last says it is
     live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
     screen = console(sys.stderr)
     display = Live(console=screen, auto_refresh=False, redirect_stdout=sys.stdout.isatty())
     every = LIVE_S if live else PLAIN_S
     shown = time.monotonic() - (every if live else 0)
 
-    def line() -> str:
+    def amount() -> str:
         done = seen[-1][1]
-        amount = f"{words.count(done)}/{words.count(total)} {unit}"
         if total == 1:
-            amount = f"{100 * done:.0f} % of {unit}"
-        return ", ".join([amount, *_figures(last), *_rate(seen, total, unit)])
+            return f"{100 * done:.0f} % of {unit}"
+        return f"{words.count(done)}/{words.count(total)} {unit}"
+
+    def line() -> str:
+        return ", ".join([amount(), *_figures(last), *_rate(seen, total, unit)])
 
     def show(done: float, figures: Mapping[str, float | str]) -> None:
         nonlocal shown
@@ -166,6 +169,8 @@ def progress(description: str, total: float, unit: str) -> Generator[Show]:
             draw()
 
     def draw() -> None:
+        nonlocal said
+        said = amount()
         if live:
             head = Table.grid(Column(no_wrap=True, max_width=48), "", padding=(0, 1))
             bar = ProgressBar(total, min(seen[-1][1], total), width=24)
@@ -178,7 +183,7 @@ def progress(description: str, total: float, unit: str) -> Generator[Show]:
         try:
             yield show
         finally:
-            if seen:
+            if seen and (live or amount() != said):
                 draw()
 
 

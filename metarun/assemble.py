@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -165,6 +165,8 @@ def assemble(checked: Checked, data_root: Path) -> Experiment:
     for queries in {task.queries, task.test_queries}:
         source.check(ways=task.ways, shots=task.shots, queries=queries)
     problem, algorithm = learning(checked, source, hardware)
+    if algorithm.meta_grad is None:  # nothing is trained, so nothing is rounded
+        hardware = replace(hardware, precision="full")
     rows = sections["outer"].batch * task.rows
     graph = pays(problem.model, rows, sections["budget"], hardware.device)
     hardware = hardware.running(kernel_blocks(problem.model), graph)

@@ -184,6 +184,8 @@ def assemble(checked: Checked, data_root: Path) -> Experiment:
     for queries in {task.queries, task.test_queries}:
         source.check(ways=task.ways, shots=task.shots, queries=queries)
     problem, algorithm = learning(checked, source, hardware)
+    if algorithm.meta_grad is None:  # nothing is trained, so nothing is rounded
+        hardware = replace(hardware, precision="full")
     rows = sections["outer"].batch * task.rows
     graph = pays(problem.model, rows, sections["budget"], hardware.device)
     hardware = hardware.running(kernel_blocks(problem.model), graph)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +84,11 @@ def common_folder(folders: Sequence[Path]) -> Path:
     return common
 
 
-def main(argv: list[str]) -> int:
-    """Carry out `metarun compare DIR... [reference=NAME] [out=DIR]`; return the exit code."""
+def main(argv: list[str], told: Collection[Path] = ()) -> int:
+    """Carry out `metarun compare DIR... [reference=NAME] [out=DIR]`; return the exit code.
+
+    Runs in the folders `told` are not listed as left out: the caller lists them.
+    """
     from metarun import console
 
     if not argv or {"-h", "--help"} & set(argv):
@@ -98,7 +101,7 @@ def main(argv: list[str]) -> int:
     except MetarunError as error:
         console.error(str(error))
         return error.exit_code
-    console.say(console.comparison_table(comparison))
+    console.say(console.comparison_table(comparison, told))
     for name in ("comparison.html", "comparison.md", "comparison.json"):
         console.say(str(out / name))
     return 0
@@ -143,7 +146,8 @@ def _notices(sections: Sequence[Section], left_out: Sequence[LeftOut]) -> tuple[
         )
         lines.append(f"Different test tasks are never paired: {len(sections)} sections. {lists}.")
     if left_out:
-        lines.append(f"{len(left_out)} of the runs found could not be used; they are listed below.")
+        they = "it is" if len(left_out) == 1 else "they are"
+        lines.append(f"{len(left_out)} of the runs found could not be used; {they} listed below.")
     return tuple(lines)
 
 

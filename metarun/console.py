@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
 from rich import box
@@ -103,15 +104,18 @@ def outcome_table(outcome: Mapping[str, Any]) -> Table:
     return table
 
 
-def comparison_table(comparison: Comparison) -> RenderableType:
-    """Return the comparison: a table a section, its protocol, the verdict, and who is missing."""
+def comparison_table(comparison: Comparison, told: Collection[Path] = ()) -> RenderableType:
+    """Return the comparison: a table a section, its protocol, the verdict, and who is missing.
+
+    Runs in the folders `told` are missing from that list: they are listed elsewhere.
+    """
     parts: list[RenderableType] = [_text(line) for line in comparison.notices]
     for section in comparison.sections:
         parts += ["", Text(title(section), "bold"), _section_table(section), *_remarks(section)]
-    if comparison.left_out:
-        rows = [(x.name, x.status, x.reason) for x in comparison.left_out]
+    if missing := [x for x in comparison.left_out if Path(x.folder) not in told]:
+        rows = [(x.name, x.status, x.reason) for x in missing]
         parts += ["", _states("Not in the comparison", ("Run", "State", "Why"), rows)]
-        parts += _paths([(x.name, x.folder) for x in comparison.left_out])
+        parts += _paths([(x.name, x.folder) for x in missing])
     return Group(*parts)
 
 
@@ -139,18 +143,21 @@ def progress(description: str, total: float, unit: str) -> Generator[Show]:
     """
     seen: list[tuple[float, float]] = []  # first and last (time, done): a resumed run starts late
     last: dict[str, float | str] = {}
+    said = ""  # how far the line drawn last says it is
     live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
     screen = console(sys.stderr)
     display = Live(console=screen, auto_refresh=False, redirect_stdout=sys.stdout.isatty())
     every = LIVE_S if live else PLAIN_S
     shown = time.monotonic() - (every if live else 0)
 
-    def line() -> str:
+    def amount() -> str:
         done = seen[-1][1]
-        amount = f"{words.count(done)}/{words.count(total)} {unit}"
         if total == 1:
-            amount = f"{100 * done:.0f} % of {unit}"
-        return ", ".join([amount, *_figures(last), *_rate(seen, total, unit)])
+            return f"{100 * done:.0f} % of {unit}"
+        return f"{words.count(done)}/{words.count(total)} {unit}"
+
+    def line() -> str:
+        return ", ".join([amount(), *_figures(last), *_rate(seen, total, unit)])
 
     def show(done: float, figures: Mapping[str, float | str]) -> None:
         nonlocal shown
@@ -162,6 +169,8 @@ def progress(description: str, total: float, unit: str) -> Generator[Show]:
             draw()
 
     def draw() -> None:
+        nonlocal said
+        said = amount()
         if live:
             head = Table.grid(Column(no_wrap=True, max_width=48), "", padding=(0, 1))
             bar = ProgressBar(total, min(seen[-1][1], total), width=24)
@@ -174,7 +183,7 @@ def progress(description: str, total: float, unit: str) -> Generator[Show]:
         try:
             yield show
         finally:
-            if seen:
+            if seen and (live or amount() != said):
                 draw()
 
 
@@ -222,7 +231,7 @@ def _remarks(section: Section) -> list[RenderableType]:
         Text.assemble(question, _text(f"{said.evidence} {said.cost}".strip())),
         _text(section.fairness),
         *(_text(line) for line in section.notices),
-        Text(f"{facts}. ± is 1.96 standard errors over tasks.", "dim"),
+        Text(f"{facts}. ± is 1.96 standard errors over tasks; p is of its row alone.", "dim"),
     ]
     return [Padding(line, (0, 0, 1, 0)) if line is lines[0] else line for line in lines]
 

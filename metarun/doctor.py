@@ -16,6 +16,7 @@ from metarun.data.fetch import data_root
 from metarun.errors import ConfigError
 from metarun.files import cache_root, prepare_folder
 from metarun.paths import conf_dir, outputs_root
+from metarun.report.words import counted
 
 State = Literal["ok", "warn", "fail"]
 PACKAGES = (
@@ -85,9 +86,8 @@ def devices() -> list[Row]:
     """Look at processors and GPUs."""
     import torch
 
-    counts = {"core": os.cpu_count() or 1, "thread": torch.get_num_threads()}
-    found = ", ".join(f"{count} {what}{'s' * (count != 1)}" for what, count in counts.items())
-    rows = [Row("cpu", "ok", found)]
+    threads = counted(torch.get_num_threads(), "thread")
+    rows = [Row("cpu", "ok", f"{counted(os.cpu_count(), 'core')}, {threads}")]
     if not torch.cuda.is_available():
         return [*rows, Row("cuda", "warn", f"torch {torch.__version__} sees no GPU")]
     for index in range(torch.cuda.device_count()):

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -31,6 +32,7 @@ COLOURS = {
 }
 SPARE = ("#332288", "#000000", "#882255", "#117733", "#aa4499", "#999933", "#661100")
 MARKERS = "osD^vPX*<>hp"
+LINES = ("-", "--", ":", "-.")  # a colour's first use is drawn through
 INK, GRID = "#222222", "#e3e3e3"
 LOOK = {
     "axes.axisbelow": True,
@@ -46,6 +48,7 @@ LOOK = {
     "grid.color": GRID,
     "grid.linewidth": 0.8,
     "legend.frameon": False,
+    "legend.handlelength": 3.4,  # shows a line's dashes either side of its marker
     "lines.linewidth": 1.8,
     "lines.markersize": 5.5,
     "svg.hashsalt": "metarun",
@@ -60,19 +63,31 @@ class Style(NamedTuple):
 
     colour: str
     marker: str
+    line: str = "-"
+
+    def of_a_line(self) -> dict[str, Any]:
+        """Return the same as matplotlib's arguments."""
+        return {"color": self.colour, "marker": self.marker, "linestyle": self.line}
 
 
 def styles(methods: Mapping[str, str]) -> dict[str, Style]:
-    """Give each label (mapped to its algorithm) a colour and a marker of its own.
+    """Give each label (mapped to its algorithm) a colour and a marker that no other has together.
 
-    The first label of a known algorithm has that algorithm's colour in every report.
+    The first label of a known algorithm has that algorithm's colour in every report. Where a
+    colour comes again, its line is broken. Only past 84 spare styles do they come again whole.
     """
-    spare = iter(SPARE * (1 + len(methods) // len(SPARE)))
+    spare = cycle(SPARE)
     free = dict(COLOURS)
-    return {
-        label: Style(free.pop(methods[label], "") or next(spare), MARKERS[i % len(MARKERS)])
-        for i, label in enumerate(sorted(methods))
-    }
+    markers: dict[str, str] = {}  # of each colour
+    found: dict[str, Style] = {}
+    for i, label in enumerate(sorted(methods)):
+        colour = free.pop(methods[label], "") or next(spare)
+        used, first = markers.get(colour, ""), i % len(MARKERS)
+        turned = MARKERS[first:] + MARKERS[:first]
+        marker = next((m for m in turned if m not in used), turned[0])
+        markers[colour] = used + marker
+        found[label] = Style(colour, marker, LINES[len(used) % len(LINES)])
+    return found
 
 
 def axis_label(metric: str) -> str:
@@ -136,13 +151,14 @@ def number(value: float | str | None) -> float:
 def curve(
     axes: Axes, by_step: Sequence[float], ci: Sequence[float], metric: str, style: Style
 ) -> None:
-    """Draw a score at 0..K steps with its band onto axes."""
+    """Draw a score at 0..K steps onto axes, with its band unless `ci` is empty."""
     steps, factor = range(len(by_step)), scale(metric)
     means = [factor * number(mean) for mean in by_step]
-    low = [m - factor * number(half) for m, half in zip(means, ci, strict=True)]
-    high = [m + factor * number(half) for m, half in zip(means, ci, strict=True)]
-    axes.fill_between(steps, low, high, color=style.colour, alpha=0.18, linewidth=0)
-    axes.plot(steps, means, color=style.colour, marker=style.marker, markeredgecolor="white")
+    if ci:
+        low = [m - factor * number(half) for m, half in zip(means, ci, strict=True)]
+        high = [m + factor * number(half) for m, half in zip(means, ci, strict=True)]
+        axes.fill_between(steps, low, high, color=style.colour, alpha=0.18, linewidth=0)
+    axes.plot(steps, means, **style.of_a_line(), markeredgecolor="white")
 
 
 def adaptation_axes(axes: Axes, metric: str, title: str) -> None:

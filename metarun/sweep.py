@@ -215,7 +215,7 @@ def _finish(sweep: Path, config: DictConfig) -> int:
     left = {name: entry for name, entry in jobs.items() if entry["state"] != "done"}
     code = 0
     if len(left) < len(jobs):
-        code = compare.main([str(sweep)])
+        code = compare.main([str(sweep)], told=[sweep / name for name in left])
         with suppress(MetarunError):
             if notice := tracking.mirror_comparison(sweep, tracked(*_group(config, "tracking"))):
                 console.say(notice)

@@ -170,7 +170,7 @@ def _meta_gradient(
     state.skipped_in_a_row += 1
     if state.skipped_in_a_row > outer.max_skips:
         raise DivergedError(
-            f"{what.error()}; {state.skipped_in_a_row} meta-steps in a row were skipped, and "
+            f"{what.error()}; meta-steps skipped in a row: {state.skipped_in_a_row}, and "
             f"outer.max_skips is {outer.max_skips}"
         )
     return None, norm

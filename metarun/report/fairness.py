@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from metarun.report.result import Entry
-from metarun.report.words import budget, several
+from metarun.report.words import budget, happened, several
 
 FEW_TASKS = 100
 
@@ -56,4 +56,4 @@ def _differ(
 
 
 def _happened(entry: Entry) -> str:
-    return several([f"{n:,} {key.replace('_', ' ')}" for key, n in entry.divergence.items()])
+    return several(happened(entry.divergence))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from metarun import plots
 from metarun.report.protocol import title
 from metarun.report.result import Comparison, Entry, Section
-from metarun.report.words import METRIC_NAMES, score, signed
+from metarun.report.words import METRIC_NAMES, counted, score, signed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 BESIDE = (1.02, 0.5)
 FEW = 12  # methods that a legend beside has room for
 COLUMNS = 5  # of a legend below
+BANDS = 8  # that can be told apart in one figure
 TITLE = 70  # characters of a line of a title
 ROOM = 2.3  # either side of the costs: enough for two ticks of 1, 2, 5
 
@@ -55,15 +56,18 @@ def figures(comparison: Comparison) -> list[Picture]:
 
 
 def _adaptation(section: Section, style: dict[str, plots.Style]) -> tuple[Figure, str, str]:
-    metric, caption = section.metric, "Adaptation to a new task"
+    metric, crowded = section.metric, len(section.entries) > BANDS
+    caption = "Adaptation to a new task"
+    caption += f" (no 95 % bands: more than {BANDS} methods)" if crowded else ""
     with plots.sheet(8.0, 4.0 + _below(section)) as (figure, (axes,)):
         for entry in section.entries:
-            plots.curve(axes, entry.by_step, entry.ci95_by_step, metric, style[entry.label])
+            band = () if crowded else entry.ci95_by_step
+            plots.curve(axes, entry.by_step, band, metric, style[entry.label])
         plots.adaptation_axes(axes, metric, "")
         _legend(axes, section.entries)
     ends = "; ".join(
         f"{e.label} from {score(e.by_step[0], None, metric)} "
-        f"to {score(e.by_step[-1], None, metric)} in {len(e.by_step) - 1} steps"
+        f"to {score(e.by_step[-1], None, metric)} in {counted(len(e.by_step) - 1, 'step')}"
         for e in section.entries
     )
     return figure, caption, f"{METRIC_NAMES[metric].capitalize()} by adaptation step: {ends}."
@@ -178,9 +182,7 @@ def _legend(axes: Axes, entries: Sequence[Entry]) -> None:
     from matplotlib.lines import Line2D
 
     style = plots.styles({entry.label: entry.algo for entry in entries})
-    handles = [
-        Line2D([], [], color=style[e.label].colour, marker=style[e.label].marker) for e in entries
-    ]
+    handles = [Line2D([], [], **style[e.label].of_a_line()) for e in entries]
     # matplotlib hides a label that starts with an underscore.
     names = [f" {e.label}" if e.label.startswith("_") else e.label for e in entries]
     if len(entries) <= FEW:

@@ -18,8 +18,9 @@ NOTE = (
     "± is 1.96 standard errors over test tasks; it holds the noise of drawing tasks, not that of "
     "training, which “over seeds” shows: Student's interval over the seeds' means. An advantage "
     "is the mean of the differences task by task, its sign turned so that above zero is better. "
-    "p is two-sided and paired; “Holm” adjusts it for all pairs of a section. Checkpoints, steps "
-    "and rates were chosen on validation tasks only, for every method alike."
+    "p is two-sided, paired and of its row alone; the verdict's is adjusted by Holm's method for "
+    "all comparisons with the reference, “Holm” for all pairs of a section. Checkpoints, steps and "
+    "rates were chosen on validation tasks only, for every method alike."
 )
 
 

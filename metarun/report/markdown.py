@@ -38,7 +38,8 @@ def _section(section: Section, pictures: Sequence[Picture]) -> list[str]:
         f"## {escape(title(section))}",
         f"{answer}{escape(said.evidence)} {escape(said.cost)}".strip(),
         _table(tables.results(section)),
-        f"Protocol: {escape(facts)}. ± is 1.96 standard errors over tasks; p is two-sided, paired.",
+        f"Protocol: {escape(facts)}. ± is 1.96 standard errors over tasks; p is two-sided, paired, "
+        "of its row alone.",
         escape(section.fairness),
         *(f"- {escape(line)}" for line in section.notices),
         *(f"![{escape(p.alt)}]({p.file})" for p in pictures),

@@ -64,8 +64,9 @@ def _pairs(found: Sequence[Method], reference: str, sign: int) -> tuple[Pair, ..
     couples = [(method, base) for method in others] + list(combinations(others, 2))
     results = [paired(a.scores, b.scores) for a, b in couples]
     adjusted = holm([result.p_value for result in results])
+    against = holm([result.p_value for result in results[: len(others)]])
     pairs: list[Pair] = []
-    for (a, b), result, p_holm in zip(couples, results, adjusted, strict=True):
+    for i, ((a, b), result) in enumerate(zip(couples, results, strict=True)):
         seeds = [s for s in a.by_seed if s in b.by_seed]
         each = [(seed, paired(a.by_seed[seed], b.by_seed[seed])) for seed in seeds]
         pairs.append(
@@ -75,7 +76,8 @@ def _pairs(found: Sequence[Method], reference: str, sign: int) -> tuple[Pair, ..
                 difference=result.difference,
                 ci95=result.ci95,
                 p_value=result.p_value,
-                p_holm=float(p_holm),
+                p_holm=float(adjusted[i]),
+                p_holm_reference=float(against[i]) if i < len(others) else None,
                 tasks=result.tasks,
                 advantage=sign * result.difference,
                 per_seed=tuple(

@@ -56,6 +56,7 @@ class Pair:
     ci95: float
     p_value: float
     p_holm: float  # adjusted for all pairs of the section
+    p_holm_reference: float | None  # for those with the reference; None for a pair without it
     tasks: int
     advantage: float  # the difference with its sign turned so that above zero a is better
     per_seed: tuple[SeedDifference, ...]  # seeds that both have

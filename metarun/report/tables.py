@@ -14,7 +14,9 @@ from metarun.report.words import (
     budget,
     chosen,
     count,
+    counted,
     flop,
+    happened,
     memory,
     over_seeds,
     queries,
@@ -78,7 +80,7 @@ def overview(section: Section) -> Table:
 def costs(section: Section) -> Table:
     """Return what each method's training cost."""
     head = ("Method", "Meta-steps", "Training time", "Compute", "Compute a step", "Peak memory")
-    head += ("Parameters", "of them meta-learned")
+    head += ("Model's parameters", "Meta-learned numbers")
     rows = tuple(
         (
             entry.label,
@@ -109,7 +111,14 @@ def curves(section: Section) -> Table:
 def pairs(section: Section) -> Table:
     """Return every pair; above zero the first of the two is better."""
     metric = section.metric
-    head = ("Pair", "Advantage", "p", "p (Holm)", "Tasks", "± over seeds (number)")
+    head = (
+        "Pair",
+        "Advantage",
+        "p",
+        f"p (Holm, {len(section.pairs)} pairs)",
+        "Tasks",
+        "± over seeds (number)",
+    )
     rows = tuple(
         (
             f"{p.a} against {p.b}",
@@ -193,23 +202,22 @@ def of_run(outcome: Mapping[str, Any]) -> Table:
         curve = ", ".join(bare(float(test["by_step"][step]), metric) for step in steps)
         if len(steps) < len(test["by_step"]):
             curve += f" (at {', '.join(map(str, steps))})"
-        rows += [(f"test {metric}", f"{result} on {test['tasks']:,} held-out tasks")]
+        rows += [(f"test {metric}", f"{result} on {counted(test['tasks'], 'held-out task')}")]
         rows += [("by step", curve), ("task", shape(shape_, metric))]
         rows += [("queries", queries(shape_, metric))]
-    learned = f"{count(cost.get('meta_parameters'))} meta-learned"
+    learned = counted(cost.get("meta_parameters"), "number")
     rows += [
         ("chosen", chosen(outcome.get("chosen") or {})),
         ("normalisation", str(outcome.get("normalisation", "not recorded"))),
         ("task list", str(outcome.get("task_list", ""))[:8] or "not recorded"),
         ("budget", budget(outcome.get("budget") or {})),
         ("training", training(cost)),
-        ("parameters", f"{count(cost.get('parameters'))}, {learned}"),
+        ("parameters", f"{count(cost.get('parameters'))} in the model; {learned} meta-learned"),
     ]
     if "purity" in (groups := outcome.get("clusters") or {}):
         rows.append(("clusters", agreement(groups)))
     if any((lost := outcome.get("divergence") or {}).values()):
-        said = ", ".join(f"{n} {key.replace('_', ' ')}" for key, n in lost.items())
-        rows.append(("diverged", said))
+        rows.append(("diverged", ", ".join(happened(lost))))
     return Table(caption, ("", ""), tuple(rows), frozenset({0, 1}))
 
 

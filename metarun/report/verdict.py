@@ -22,8 +22,9 @@ class Verdict(NamedTuple):
 
 
 def verdict(section: Section) -> Verdict:
-    """Judge the best meta-learned method against the reference; p is adjusted for all pairs.
+    """Judge the best meta-learned method against the reference.
 
+    Any method could have been the best, so p is adjusted for the comparisons with the reference.
     Without a meta-learned method, or against one, it judges the best other method by its name.
     """
     others = [entry for entry in section.entries if entry.label != section.reference]
@@ -51,7 +52,7 @@ def _question(best: Entry, reference: Entry) -> str:
 
 
 def _answer(pair: Pair) -> str:
-    if abs(pair.difference) <= pair.ci95 or pair.p_holm >= 0.05:
+    if abs(pair.difference) <= pair.ci95 or _adjusted(pair) >= 0.05:
         return "Not clear"
     return "Yes" if pair.advantage > 0 else "No"
 
@@ -63,11 +64,19 @@ def _evidence(section: Section, best: Entry, pair: Pair) -> str:
     gap = score(abs(pair.difference), pair.ci95, metric).replace(" %", " percentage points")
     ours = score(best.mean, best.ci95, metric)
     theirs = score(reference.mean, reference.ci95, metric)
+    compared = len(section.entries) - 1
+    said = p_value(_adjusted(pair))
+    said += f" after Holm's correction for {compared} comparisons" if compared > 1 else ""
     seeds = f", {len(best.seeds)} training seeds" if len(best.seeds) > 1 else ""
     return (
         f"{best.label} reaches {_on(section, ours)}{seeds}; {reference.label} reaches {theirs} "
-        f"on the same tasks. Task by task, {best.label} is {gap} {word} ({p_value(pair.p_holm)})."
+        f"on the same tasks. Task by task, {best.label} is {gap} {word} ({said})."
     )
+
+
+def _adjusted(pair: Pair) -> float:
+    assert pair.p_holm_reference is not None
+    return pair.p_holm_reference
 
 
 def _on(section: Section, reached: str) -> str:

@@ -91,6 +91,17 @@ def count(value: float | None) -> str:
     return DASH if value is None or not _known(value) else f"{value:,.0f}"
 
 
+def counted(value: float | None, noun: str) -> str:
+    """Return '1 meta-step', '1,000 meta-steps'."""
+    return f"{count(value)} {noun}{'s' * (value != 1)}"
+
+
+def happened(divergence: Mapping[str, int]) -> list[str]:
+    """Return what went wrong in training: '1 skipped step', '3 dropped tasks'."""
+    nouns = {key: key.replace("_", " ").removesuffix("s") for key in divergence}
+    return [counted(n, nouns[key]) for key, n in divergence.items()]
+
+
 def ratio(a: float, b: float) -> str:
     """Return 'the same', '3.4 times the', '0.35 times the' for a / b."""
     quotient = a / b
@@ -107,7 +118,8 @@ def budget(value: Mapping[str, Any]) -> str:
     if unit == "flops" and isinstance(total, int | float):
         return flop(total)
     amount = f"{total:,.10g}" if isinstance(total, int | float) else str(total)
-    return f"{amount} {UNITS.get(unit, unit)}"
+    named = UNITS.get(unit, unit)
+    return f"{amount} {named.removesuffix('s') if total == 1 else named}"
 
 
 def shape(value: Mapping[str, Any], metric: str) -> str:
@@ -131,7 +143,7 @@ def chosen(choice: Mapping[str, Any]) -> str:
 def training(cost: Mapping[str, Any]) -> str:
     """Return what training cost: '1,000 meta-steps, 63 s, 254 tasks/s, 11.0 TFLOP, 512 MiB'."""
     parts = [
-        f"{count(cost.get('meta_steps'))} meta-steps",
+        counted(cost.get("meta_steps"), "meta-step"),
         seconds(cost.get("train_seconds")),
         f"{count(cost.get('tasks_per_second'))} tasks/s",
         flop(cost.get("flops_total")),
@@ -155,9 +167,14 @@ def _with_spread(value: float, ci95: float | None, metric: str, sign: str) -> st
     scale = 100 if metric == "accuracy" else 1
     if ci95 is not None and _known(ci95):
         places = decimals(ci95, metric)
-        return f"{value * scale:{sign}.{places}f} ± {ci95 * scale:.{places}f}"
+        return f"{_rounded(value * scale, places, sign)} ± {ci95 * scale:.{places}f}"
     places = 1 if metric == "accuracy" or not value else 2 - math.floor(math.log10(abs(value)))
-    return f"{value * scale:{sign}.{min(max(places, 0), 6)}f}"
+    return _rounded(value * scale, min(max(places, 0), 6), sign)
+
+
+def _rounded(value: float, places: int, sign: str) -> str:
+    shown = f"{value:{sign}z.{places}f}"
+    return shown if float(shown) else shown.removeprefix("+")  # zero has no sign
 
 
 def _known(value: float | None) -> bool:

@@ -35,7 +35,7 @@ def start_mirror(folder: Path, settings: TrackingSettings | None) -> str | None:
 
     Takes milliseconds and never fails the run: what goes wrong here is the notice, what goes wrong
     later is in `tracking.log`, and `metarun sync` makes up for both. Call it in the process that
-    trains, before `start` or `resumed` is recorded.
+    trains, once `start` or `resumed` is recorded: it says which earlier records still count.
 
     Raises:
         ConfigError: WANDB_MODE holds no mode.

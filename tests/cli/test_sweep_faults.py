@@ -51,6 +51,8 @@ def test_a_failing_job_costs_only_itself(
         assert entry["reason"]
         assert (folder / entry["log"]).is_file()
         assert f"algo.how={how}" in ended.stdout.rpartition("Sweep")[2]
+    assert "listed below" in ended.stdout
+    assert "Not in the comparison" not in ended.stdout
     assert "as asked for" in jobs["algo.how=bug"]["reason"]
     assert "SIGKILL" in jobs["algo.how=kill"]["reason"]
     assert "Traceback" in (folder / jobs["algo.how=bug"]["log"]).read_text()

@@ -9,6 +9,7 @@ import pytest
 
 from metarun.compare import build, compare, main
 from metarun.errors import StorageError
+from metarun.report.figures import figures
 from metarun.report.html import page
 from metarun.report.markdown import document
 from metarun.report.markup import tag, text
@@ -241,3 +242,21 @@ def test_an_output_that_is_a_file_is_a_storage_error(make_run, tmp_path):
 def test_load_and_compare_are_what_build_uses(report, sweep):
     _, comparison = report
     assert compare(load([sweep])) == comparison
+
+
+def test_a_crowded_figure_has_no_bands_and_says_so(make_run):
+    runs = [make_run(str(i), seed=0, config={"algo": {"inner_lr": i}}) for i in range(9)]
+    for number, said in (
+        (8, "Adaptation to a new task"),
+        (9, "no 95 % bands: more than 8 methods"),
+    ):
+        drawn = figures(compare(load(runs[:number])))
+        assert said in drawn[0].caption
+        assert ("bands" in drawn[0].caption) == (number > 8)
+        assert (b"FillBetween" in drawn[0].svg) == (number <= 8)
+
+
+def test_costs_call_what_is_learned_numbers(report):
+    words = " ".join(Page((report[0] / "comparison.html").read_text()).words)
+    assert "Meta-learned numbers" in words
+    assert "of them" not in words

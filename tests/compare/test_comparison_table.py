@@ -18,8 +18,8 @@ def rendered(what, width=80):
 
 def test_comparison_of_three_seeds(sweep):
     lines = rendered(console.comparison_table(compare(load([sweep]))))
-    assert lines[:24] == [
-        "1 of the runs found could not be used; they are listed below.",
+    assert lines[:26] == [
+        "1 of the runs found could not be used; it is listed below.",
         "",
         "glyphs, 5-way 1-shot",
         "",
@@ -34,17 +34,19 @@ def test_comparison_of_three_seeds(sweep):
         "Is the meta-learned start better than the pre-trained one? Yes. maml reaches an",
         "accuracy of 67.3 ± 0.9 % on 600 held-out tasks, 3 training seeds; transfer",
         "reaches 57.6 ± 0.9 % on the same tasks. Task by task, maml is 9.7 ± 0.4",
-        "percentage points higher (p < 0.001). It took 3.8 times the compute (11.0 TFLOP",
-        "against 2.9 TFLOP) and 63 s of training against 21 s.",
+        "percentage points higher (p < 0.001 after Holm's correction for 4 comparisons).",
+        "It took 3.8 times the compute (11.0 TFLOP against 2.9 TFLOP) and 63 s of",
+        "training against 21 s.",
         "",
         "The same budget for every method: 1,000 meta-steps.",
         "Test tasks: 600 held out, list ca978112; Queries: 15 a class; Normalisation:",
         "batch, transductive; Budget: 1,000 meta-steps; Model: conv4; Seeds: 0, 1, 2;",
-        "Hardware: cpu, 2 threads. ± is 1.96 standard errors over tasks.",
+        "Hardware: cpu, 2 threads. ± is 1.96 standard errors over tasks; p is of its row",
+        "alone.",
         "",
         "Not in the comparison",
     ]
-    assert "maml seed 3   unfinished" in lines[27]
+    assert "maml seed 3   unfinished" in lines[29]
 
 
 def test_regression_fits_too(make_run):
@@ -63,6 +65,15 @@ def test_regression_fits_too(make_run):
     words = " ".join(text).split()
     assert "rate=0.001" in words
     assert "rate=1.001" in words
+
+
+def test_runs_that_the_caller_lists_are_not_listed(sweep):
+    comparison = compare(load([sweep]))
+    told = rendered(console.comparison_table(comparison, [sweep / "maml-s3"]))
+    assert "1 of the runs found" in told[0]
+    assert not any("Not in the comparison" in line or "maml-s3" in line for line in told)
+    others = rendered(console.comparison_table(comparison, [sweep / "maml-s2"]))
+    assert "Not in the comparison" in others
 
 
 def test_a_name_is_not_markup(make_run):

@@ -66,6 +66,16 @@ def test_a_method_keeps_its_colour_whoever_else_takes_part():
     assert len({style.marker for style in variants.values()}) == 7
 
 
+@pytest.mark.parametrize("number", [23, 84])
+def test_no_two_methods_are_drawn_alike(number):
+    names = {f"m{i:02}": f"m{i}" for i in range(number)} | {algo: algo for algo in plots.COLOURS}
+    found = list(plots.styles(names).values())
+    assert len({(style.colour, style.marker) for style in found}) == len(names)
+    lines = {style.line for style in found if style.colour == plots.SPARE[0]}
+    assert len(lines) == min(4, math.ceil(number / len(plots.SPARE)))
+    assert len(plots.styles({f"m{i}": "m" for i in range(200)})) == 200
+
+
 def test_known_colours_stay_apart_for_colour_blind_readers():
     def seen(colour):
         """Roughly what a deuteranope sees: red and green fall together (Vienot et al., 1999)."""

@@ -33,6 +33,13 @@ def test_signed_has_a_sign_and_a_true_minus():
     assert words.signed(1.92, 0.1, "mse") == "+1.92 ± 0.10"
 
 
+@pytest.mark.parametrize("value", [-0.0004, -0.0, 0.0, 0.0004])
+def test_what_is_zero_once_rounded_has_no_sign(value):
+    assert words.signed(value, 0.106, "accuracy") == "0.0 ± 10.6"
+    assert words.signed(value, None, "accuracy") == "0.0"
+    assert words.score(value, 0.106, "accuracy") == "0.0 ± 10.6 %"
+
+
 @pytest.mark.parametrize(
     ("p", "expected"), [(0.0, "<0.001"), (0.0314, "0.031"), (0.0999, "0.100"), (0.7, "0.70")]
 )
@@ -78,6 +85,17 @@ def test_memory_budget_and_shape():
     assert words.budget({}) == "not recorded"
     assert words.shape({"ways": 5, "shots": 1}, "accuracy") == "5-way 1-shot"
     assert words.shape({"ways": 1, "shots": 10}, "mse") == "10-point regression"
+
+
+def test_one_of_a_thing_is_singular():
+    assert words.budget({"unit": "meta_steps", "total": 1}) == "1 meta-step"
+    assert words.budget({"unit": "examples", "total": 1}) == "1 training example"
+    assert words.budget({"unit": "seconds", "total": 1.0}) == "1 second"
+    assert words.training({"meta_steps": 1}).startswith("1 meta-step, ")
+    assert words.training({"meta_steps": 0}).startswith("0 meta-steps, ")
+    assert words.counted(None, "step") == f"{words.DASH} steps"
+    happened = words.happened({"skipped_steps": 1, "dropped_tasks": 1200})
+    assert happened == ["1 skipped step", "1,200 dropped tasks"]
 
 
 def test_ratio_and_lists():

@@ -122,6 +122,16 @@ def test_elsewhere_plain_lines_come_now_and_then_and_at_the_end(capsys, monkeypa
     assert re.fullmatch(r"run: \d+ % of budget, loss 1, state warm \[b\], [\d.]+ s left", lines[0])
 
 
+def test_what_the_last_line_said_is_not_said_again_at_the_end(capsys, monkeypatch):
+    monkeypatch.setattr(console, "PLAIN_S", 0.2)
+    with console.progress("run", 1.0, "budget") as show:
+        time.sleep(0.2)
+        show(0.06, {"loss": 1.0})
+        show(0.061, {"loss": 0.9})  # just before a stop
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("run: 6 % of budget, loss 1")
+
+
 def test_ten_seconds_lie_between_plain_lines(capsys):
     with console.progress("run", 5, "steps") as show:
         for step in range(5):

@@ -99,6 +99,11 @@ def test_the_check_of_batching_is_of_float64_whatever_is_rounded() -> None:
     assert experiment.hardware.describe()["precision"] == "bf16"
 
 
+def test_a_run_that_trains_nothing_claims_no_rounding() -> None:
+    scratch = images("algo=scratch", ROUNDED, "hardware.threads=1")
+    assert scratch.hardware.describe()["precision"] == "full"
+
+
 def test_tf32_is_switched_on_for_the_query_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
 

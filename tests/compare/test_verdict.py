@@ -1,0 +1,75 @@
+"""The verdict: which comparisons its p stands for, and how often it is wrong by chance."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from metarun.compare import compare
+from metarun.report.markdown import document
+from metarun.report.pairing import section
+from metarun.report.runs import Run, load
+from metarun.report.verdict import verdict
+from metarun.statistics import holm
+
+METHODS, TASKS, TRIALS = 12, 60, 400
+SLACK = 4 * math.sqrt(0.05 * 0.95 / TRIALS)  # four standard errors of a simulated 5 %
+
+
+def run(algo, scores):
+    """A run as it is loaded, of one adaptation step, without a folder."""
+    outcome = {"algo": algo, "dataset": "d", "seed": 0, "task_list": "t"}
+    outcome |= {"shape": {"ways": 5, "shots": 1}}
+    task = np.arange(len(scores))
+    return Run(Path(algo), outcome, {}, "accuracy", 0, task, scores[:, None], np.zeros_like(task))
+
+
+def sections(rng, names, better=0.0):
+    """Yield sections of equal methods; the last but the reference is better by so much."""
+    for _ in range(TRIALS):
+        scores = 0.6 + rng.normal(0, 0.15, TASKS) + rng.normal(0, 0.05, (len(names), TASKS))
+        scores[-2] += better
+        yield section([run(a, s) for a, s in zip(names, scores, strict=True)], None)
+
+
+@pytest.mark.parametrize("reference", ["transfer", "best of all"])
+def test_a_verdict_on_equal_methods_is_seldom_wrong(reference):
+    names = [f"m{i}" for i in range(METHODS)] + [reference]
+    cried = alone = 0
+    for one in sections(np.random.default_rng(7), names):
+        said = verdict(one)
+        best = next(e for e in one.entries if e.label != one.reference)
+        cried += said.answer != "Not clear"
+        alone += one.against_reference(best.label).p_value < 0.05
+    assert cried / TRIALS <= 0.05 + SLACK
+    if reference == "transfer":
+        assert alone / TRIALS > 0.05 + SLACK  # control: the best of twelve, unadjusted
+
+
+def test_a_verdict_does_not_pay_for_pairs_that_it_does_not_speak_of():
+    names = [*(f"m{i}" for i in range(METHODS)), "transfer"]
+    found = all_pairs = 0
+    for one in sections(np.random.default_rng(8), names, better=0.035):
+        pair = one.against_reference(f"m{METHODS - 1}")
+        found += verdict(one).answer == "Yes"
+        all_pairs += pair.p_holm < 0.05
+    assert found > 1.15 * all_pairs > 0.1 * TRIALS
+
+
+def test_p_is_adjusted_for_the_comparisons_with_the_reference_and_says_so(sweep):
+    (one,) = compare(load([sweep])).sections
+    against = [p for p in one.pairs if p.b == one.reference]
+    adjusted = holm([p.p_value for p in against])
+    assert [p.p_holm_reference for p in against] == pytest.approx(list(adjusted))
+    assert all(p.p_holm_reference is None for p in one.pairs if p.b != one.reference)
+    said = "p < 0.001 after Holm's correction for 4 comparisons"
+    assert said in verdict(one).evidence
+    text = document(compare(load([sweep])), [])
+    assert said in text
+    assert "p (Holm, 10 pairs)" in text
+
+
+def test_a_single_comparison_needs_no_correction(make_run):
+    (one,) = compare(load([make_run("m"), make_run("t", "transfer")])).sections
+    assert verdict(one).evidence.endswith("(p < 0.001).")

@@ -90,7 +90,12 @@ def spread_starts(params: Params, starts: int, spread: float) -> Params:
 
 
 def masked_learner(
-    problem: Problem, update: Update, adapted: frozenset[str], *, first_order: bool
+    problem: Problem,
+    update: Update,
+    adapted: frozenset[str],
+    begin: Start = plain_start,
+    *,
+    first_order: bool,
 ) -> Learner:
     """Return the learner that moves some parameters only.
 
@@ -99,10 +104,10 @@ def masked_learner(
     gradients are constants anyway (`first_order`).
     """
     if not all(name.startswith("head.") for name in adapted):
-        return plain_learner(problem, update)._replace(adapted=adapted)
+        return plain_learner(problem, update, begin)._replace(adapted=adapted)
 
     def start(meta: Meta, support_x: Tensor, support_y: Tensor) -> Params:
-        params = plain_start(meta, support_x, support_y)
+        params = begin(meta, support_x, support_y)
         features = over_tasks(problem.features, shared=0, count=len(support_x))
         with torch.set_grad_enabled(torch.is_grad_enabled() and not first_order):
             return {**params, FEATURES: features(params, support_x)}

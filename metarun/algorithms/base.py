@@ -56,6 +56,7 @@ class MetaAlgorithm(NamedTuple):
     each: Each | None = None  # adaptation from every start in turn; what a choice is held against
     oracle: Callable[[Tensor], Adapt] | None = None  # told the modes [T]: a bound, not a method
     turn: Turn | None = None  # a change between two phases of training
+    least_shots: int = 1  # that a task must have for what the algorithm does with its support
 
 
 def plain_start(meta: Meta, support_x: Tensor, support_y: Tensor) -> Params:

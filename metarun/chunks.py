@@ -34,7 +34,9 @@ def in_chunks(
     while True:
         try:
             return _mean(meta_grad, meta, tasks, step, chunk, workers or Workers(1)), chunk
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             if chunk == 1:
                 raise MemoryExhaustedError(
                     "one task alone does not fit into the device's memory "
@@ -42,6 +44,13 @@ def in_chunks(
                     "algo.estimator=recompute"
                 ) from error
         chunk = (chunk + 1) // 2
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether torch found no memory; on a CPU it has no type of error for that."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator: " in str(error)
+    )
 
 
 def _mean(

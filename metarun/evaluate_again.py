@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
     prepare_folder(place)
     write_atomic(place / "config.yaml", OmegaConf.to_yaml(masked(config)).encode())
     write_atomic(place / "scores.npz", score_file(scores))
-    write_atomic(place / "outcome.json", (json.dumps(found, indent=2) + "\n").encode())
+    write_atomic(place / "outcome.json", (json.dumps(masked(found), indent=2) + "\n").encode())
     console.outcome(found)
     console.say(f"written: {place}")
     return 0

@@ -207,7 +207,8 @@ def assemble(checked: Checked, data_root: Path) -> Experiment:
 
 def learning(checked: Checked, source: Source, hardware: Hardware) -> tuple[Problem, MetaAlgorithm]:
     """Build the model and the algorithm; whatever they draw is drawn by the run's seed."""
-    outputs = checked.sections["task"].ways
+    shape: TaskShape = checked.sections["task"]
+    outputs = shape.ways
     if source.kind == "regression":
         outputs = source.targets
     with torch.random.fork_rng(devices=[]):
@@ -216,6 +217,12 @@ def learning(checked: Checked, source: Source, hardware: Hardware) -> tuple[Prob
         model = model.to(hardware.device, hardware.dtype)
         problem = Problem(model, source.kind, source.train_classes, hardware.precision)
         algorithm: MetaAlgorithm = _build(checked.parts["algo"], problem)
+    if shape.shots < algorithm.least_shots:
+        raise ConfigError(
+            f"task.shots: {shape.shots} is too few: algo={checked.parts['algo'].name} as it is set "
+            "learns from a part of each class's shots and judges by the rest; use "
+            f"task.shots={algorithm.least_shots} or more"
+        )
     return algorithm.problem or problem, algorithm
 
 

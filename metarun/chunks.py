@@ -52,13 +52,22 @@ def halving(attempt: Callable[[int], Found], chunk: int, remedy: str) -> tuple[F
     while True:
         try:
             return attempt(chunk), chunk
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             if chunk == 1:
                 raise MemoryExhaustedError(
                     "one task alone does not fit into the device's memory "
                     f"({str(error).splitlines()[0]}); use {remedy}"
                 ) from error
         chunk = (chunk + 1) // 2  # here the failed attempt's tensors are let go of
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether torch found no memory; on a CPU it has no type of error for that."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator: " in str(error)
+    )
 
 
 def _mean(

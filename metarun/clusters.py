@@ -33,7 +33,11 @@ def families(scores: Scores, modes: Sequence[str], step: int) -> dict[str, Any] 
     `confusion` counts the tasks of each family (rows) in each start (columns).
     """
     per_mode = {
-        name: {"mean": float(rows.mean()), "tasks": len(rows)}
+        name: {
+            "mean": float(rows.mean()),
+            "ci95": statistics.mean_ci(rows.numpy()).ci95,
+            "tasks": len(rows),
+        }
         for index, name in enumerate(modes)
         if len(rows := scores.values[scores.mode == index, step])
     }

@@ -63,13 +63,21 @@ def check_score(problem: Problem, how: Score, setting: str) -> None:
         )
 
 
+def least_shots(how: Score, folds: int | None) -> int:
+    """Return the fewest shots that leave no part of a class empty: one a fold."""
+    return (folds or 2) if how == "holdout" else 1
+
+
 def _parts(problem: Problem, folds: int | None, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield what is learned from and what is held out, each part of every class in turn."""
-    rows, classes = len(y), 1
-    order = torch.arange(rows, device=y.device)
+    """Yield what is learned from and what is held out, each part of every class in turn.
+
+    A row's part is that of its place within its class, so that names of classes mean nothing.
+    """
+    order, shots = torch.arange(len(y), device=y.device), len(y)
+    place = order
     if problem.kind == "classification":
-        order, classes = torch.argsort(y, stable=True), problem.model.outputs
-    count = folds or max(2, rows // classes)
+        shots = max(1, len(y) // problem.model.outputs)
+        order, place = torch.argsort(y, stable=True), place % shots
+    count = folds or shots
     for part in range(count):
-        held = order[part::count]
-        yield order[torch.arange(rows, device=y.device) % count != part], held
+        yield order[place % count != part], order[place % count == part]

@@ -24,7 +24,7 @@ from metarun.problem import Meta
 from metarun.records import Records, masked, merged, read
 from metarun.signals import Stop, nothing_to_save, stop_requests
 from metarun.state import State, Vault
-from metarun.train import summary, train
+from metarun.train import train
 
 DONE = "done"
 
@@ -125,8 +125,8 @@ class _Run:
         scores = experiment.evaluate(meta, "test", test.tasks, test.steps, self.stop, state.chunk)
         state.meta = meta
         self.vault.save_best(state, {"steps": chosen.steps, **chosen.rates})
-        self.records.write("test", state.step, summary(scores, chosen.steps))
         found = outcome(experiment, self.config, self.folder.name, state, chosen, scores, flops)
+        self.records.write("test", state.step, found["test"] | {"clusters": found["clusters"]})
         self._publish(found, scores)
         console.outcome(found)
         return 0

@@ -56,6 +56,7 @@ class MetaAlgorithm(NamedTuple):
     each: Each | None = None  # adaptation from every start in turn; what a choice is held against
     oracle: Callable[[Tensor], Adapt] | None = None  # told the modes [T]: a bound, not a method
     turn: Turn | None = None  # a change between two phases of training
+    least_shots: int = 1  # that a task must have for what the algorithm does with its support
 
 
 def plain_start(meta: Meta, support_x: Tensor, support_y: Tensor) -> Params:
@@ -90,7 +91,12 @@ def spread_starts(params: Params, starts: int, spread: float) -> Params:
 
 
 def masked_learner(
-    problem: Problem, update: Update, adapted: frozenset[str], *, first_order: bool
+    problem: Problem,
+    update: Update,
+    adapted: frozenset[str],
+    begin: Start = plain_start,
+    *,
+    first_order: bool,
 ) -> Learner:
     """Return the learner that moves some parameters only.
 
@@ -99,10 +105,10 @@ def masked_learner(
     gradients are constants anyway (`first_order`).
     """
     if not all(name.startswith("head.") for name in adapted):
-        return plain_learner(problem, update)._replace(adapted=adapted)
+        return plain_learner(problem, update, begin)._replace(adapted=adapted)
 
     def start(meta: Meta, support_x: Tensor, support_y: Tensor) -> Params:
-        params = plain_start(meta, support_x, support_y)
+        params = begin(meta, support_x, support_y)
         features = over_tasks(problem.features, shared=0, count=len(support_x))
         with torch.set_grad_enabled(torch.is_grad_enabled() and not first_order):
             return {**params, FEATURES: features(params, support_x)}

@@ -19,7 +19,7 @@ from metarun.algorithms.base import (
     spread_starts,
 )
 from metarun.estimators import Estimator, check_estimator, estimate, is_exact
-from metarun.fitness import Score, check_score, fit, support_score
+from metarun.fitness import Score, check_score, fit, least_shots, support_score
 from metarun.inner import Learner, adapt, gradient_descent, over_tasks
 from metarun.metagradient import MetaGradient
 from metarun.problem import Meta, Params, Problem
@@ -114,4 +114,5 @@ def clustered(
         exact=is_exact(estimator),
         assign=choose,
         each=each,
+        least_shots=least_shots(assign, folds),
     )

@@ -24,12 +24,13 @@ from metarun.algorithms.base import (
 from metarun.encoder import set_encoder
 from metarun.errors import ConfigError
 from metarun.estimators import Estimator, check_estimator, estimate, is_exact
-from metarun.fitness import Score, check_score, support_score
+from metarun.fitness import Score, check_score, least_shots, support_score
 from metarun.inner import Learner, adapt, gradient_descent, over_tasks
 from metarun.metagradient import MetaGradient
 from metarun.problem import Meta, Params, Problem
 from metarun.tasks import Tasks
 
+FOLDS = 2  # of `holdout`
 WEIGHT = "mixture"  # the entry of a task's parameters that says how much each start counts
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -74,7 +75,7 @@ def mixture(
     judge = problem
     if mixed:
         judge = Mixed(problem.model, problem.kind, precision=problem.precision, single=problem)
-    fits = support_score(problem, score, 2, update, steps)
+    fits = support_score(problem, score, FOLDS, update, steps)
     encoder = set_encoder(problem, width, starts) if weights == "gate" else None
 
     def init(params: Params) -> Meta:
@@ -156,6 +157,7 @@ def mixture(
         assign=assign,
         problem=judge if mixed else None,
         each=each,
+        least_shots=least_shots(score, FOLDS) if weights == "em" and starts > 1 else 1,
     )
 
 

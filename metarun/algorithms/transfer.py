@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metarun.algorithms.base import MetaAlgorithm, Rate, adapting, plain_learner
+from metarun.algorithms.base import MetaAlgorithm, Rate, adapting, masked_learner
 from metarun.algorithms.heads import class_means, unit
 from metarun.algorithms.scratch import chosen_rate_descent, rate_grid
 from metarun.inner import over_tasks
@@ -70,7 +70,7 @@ def finetuning(
         return over_tasks(one, shared=1, count=len(support_x))(meta, support_x, support_y)
 
     adapted = frozenset(n for n in problem.model.adapted if n in tuned_names(problem, part))
-    learner = plain_learner(problem, chosen_rate_descent, start)._replace(adapted=adapted)
+    learner = masked_learner(problem, chosen_rate_descent, adapted, start, first_order=True)
     return MetaAlgorithm(
         trained.init,
         adapting(learner),

@@ -109,6 +109,7 @@ def _pool(label: str, runs: Sequence[Run], modes: int) -> Method:
     curve = [mean_ci(at) for at in np.mean([run.scores[:, :steps] for run in runs], axis=0).T]
     seed_means = [float(s.mean()) for s in by_seed.values()]
     mean, ci95 = mean_ci(scores)
+    families = [mean_ci(scores[runs[0].mode == m]) for m in range(modes if modes > 1 else 0)]
     entry = Entry(
         label=label,
         algo=str(runs[0].outcome["algo"]),
@@ -128,10 +129,8 @@ def _pool(label: str, runs: Sequence[Run], modes: int) -> Method:
         normalisation=str(runs[0].outcome.get("normalisation", "not recorded")),
         devices=tuple(sorted({_device(run.outcome) for run in runs})),
         divergence=_divergence([run.outcome.get("divergence") or {} for run in runs]),
-        per_mode=tuple(
-            float(scores[runs[0].mode == m].mean()) if (runs[0].mode == m).any() else float("nan")
-            for m in range(modes if modes > 1 else 0)
-        ),
+        per_mode=tuple(family.mean for family in families),
+        ci95_per_mode=tuple(family.ci95 for family in families),
         clusters=_clusters([run.outcome.get("clusters") or {} for run in runs]),
         oracle=bool(runs[0].outcome.get("oracle")),
     )

@@ -32,6 +32,7 @@ class Entry:
     devices: tuple[str, ...]
     divergence: dict[str, int]  # summed over seeds; only what happened
     per_mode: tuple[float, ...]  # by family of tasks, where there are several
+    ci95_per_mode: tuple[float, ...]
     clusters: dict[str, Any] | None  # agreement with the true families, mean over seeds
     oracle: bool = False  # told each task's family: a bound, not a method
 

@@ -136,7 +136,13 @@ def pairs(section: Section) -> Table:
 def families(section: Section) -> Table:
     """Return each method's score in each family of tasks."""
     rows = tuple(
-        (entry.label, *(score(mean, None, section.metric) for mean in entry.per_mode))
+        (
+            entry.label,
+            *(
+                score(mean, ci95, section.metric)
+                for mean, ci95 in zip(entry.per_mode, entry.ci95_per_mode, strict=True)
+            ),
+        )
         for entry in section.entries
     )
     return Table("By family of tasks", ("Method", *section.modes), rows)

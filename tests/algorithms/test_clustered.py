@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+from pathlib import Path
+
+import pytest
 import torch
 from families import MIXTURE, PLAIN, begin, regression, two_levels
 from oracles import distance, image_tasks, maml, problem
 
 from metarun.algorithms.clustered import clustered
 from metarun.algorithms.mixture import mixture
+from metarun.assemble import assemble
+from metarun.config import check, compose_job
+from metarun.errors import ConfigError
 from metarun.problem import Meta, Problem
 from metarun.tasks import Tasks
 
@@ -55,6 +62,62 @@ def test_cross_validation_holds_out_each_class_s_examples_in_turn() -> None:
                     total += float(on.loss(params, x[held], y[held]).detach())
                 totals.append(total)
             assert int(chosen[t]) == min(range(3), key=totals.__getitem__)
+
+
+@pytest.mark.parametrize("shots", [2, 3])
+@pytest.mark.parametrize("family", ["clustered", "mixture"])
+def test_a_held_out_choice_does_not_depend_on_the_names_of_classes(family: str, shots: int) -> None:
+    """Labels renamed together with the head's rows are the same task."""
+    on = problem("mlp")
+    tasks = image_tasks("mlp", 12, shots=shots)
+    if family == "clustered":
+        apart = dict(starts=3, spread=0.4, balance=0.0, graded_by="support", warm_up=0)
+        algorithm = clustered(on, **PLAIN, **apart, assign="holdout", folds=2)
+    else:
+        algorithm = mixture(on, **{**MIXTURE, "score": "holdout", "temperature": 1e-9})
+    meta = begin(algorithm, on)
+    chosen = algorithm.assign(meta, tasks.support_x, tasks.support_y)
+    assert len(chosen.unique()) > 1
+    for names in permutations(range(3)):
+        new = torch.tensor(names)
+        params = {
+            n: v[:, new.argsort()] if n.startswith("head.") else v
+            for n, v in meta["params"].items()
+        }
+        found = algorithm.assign(meta | {"params": params}, tasks.support_x, new[tasks.support_y])
+        assert torch.equal(found, chosen), names
+
+
+@pytest.mark.parametrize(
+    ("words", "least"),
+    [
+        (["algo=clustered", "algo.assign=holdout"], 2),
+        (["algo=clustered", "algo.assign=holdout", "algo.folds=null"], 2),
+        (["algo=clustered", "algo.assign=holdout", "algo.folds=3"], 3),
+        (["algo=mixture", "algo.score=holdout"], 2),
+        (["algo=mixture", "algo.score=holdout", "algo.starts=1"], 1),
+        (["algo=mixture", "algo.score=holdout", "algo.weights=gate"], 1),
+        (["algo=clustered"], 1),
+    ],
+)
+@pytest.mark.parametrize("dataset", ["sinusoid", "glyphs"])
+def test_shots_too_few_to_hold_any_out_are_refused_in_one_line(
+    dataset: str, words: list[str], least: int
+) -> None:
+    def refused(shots: int) -> str:
+        small = ["hardware=cpu", f"dataset={dataset}", f"task.shots={shots}", *words]
+        try:
+            assemble(check(compose_job(small)), Path("no-data-needed"))
+        except ConfigError as error:
+            return str(error)
+        return ""
+
+    assert not refused(least)
+    if least > 1:
+        said = refused(least - 1)
+        assert said.startswith(f"task.shots: {least - 1} is too few: {words[0]} ")
+        assert said.endswith(f"use task.shots={least} or more")
+        assert "\n" not in said
 
 
 def test_starts_warm_up_together_and_queries_grade_in_training_only() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -74,10 +75,25 @@ def test_regret_and_confusion_are_counted() -> None:
     assert found["best_start"] == pytest.approx(1.5)
     assert found["any_start"] == pytest.approx(13 / 4)
     assert found["confusion"] == [[1, 0], [1, 0]]
+    assert found["per_mode"]["line"]["mean"] == 6.0
+    assert math.isnan(found["per_mode"]["line"]["ci95"])  # of one task
     assert found["usage"] == [1.0, 0.0]
     assert found["effective"] == pytest.approx(1.0)
     right = replace(scores, metric="accuracy", values=1 - values / 10, by_start=1 - by_start / 10)
     assert families(right, ("a", "b"), 1)["regret"] == pytest.approx(0.2)
+
+
+def test_each_family_has_an_interval_of_its_own() -> None:
+    values = torch.tensor([[1.0], [2.0], [4.0], [8.0], [9.0]]).double()
+    found = families(Scores("mse", values, torch.tensor([0, 0, 0, 1, 1]), None), ("a", "b"), 0)
+    assert found["per_mode"] == {
+        "a": {
+            "mean": pytest.approx(7 / 3),
+            "ci95": pytest.approx(1.96 * (7 / 9) ** 0.5),
+            "tasks": 3,
+        },
+        "b": {"mean": 8.5, "ci95": pytest.approx(0.98), "tasks": 2},
+    }
 
 
 @pytest.mark.parametrize("name", ["mixture-em", "mixture-em-start", "tsamaml"])

@@ -10,6 +10,7 @@ import torch
 from oracles import DOUBLE, image_tasks, problem
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from metarun import checkpoint
 from metarun.algorithms.baselinepp import baselinepp
@@ -147,6 +148,49 @@ def test_baselinepp_pre_trains_under_cosines_scaled_by_the_number_of_classes(
     outputs = functional_call(head, meta["base"], (ON.features(ON.initial(), x),))
     torch.testing.assert_close(found.losses[0], F.cross_entropy(outputs, y))
     assert float(found.gradient["params"]["head.weight"].abs().max()) == 0  # drawn once, for tasks
+
+
+HEADS = {
+    "transfer-zeros": lambda on: transfer(on, finetune="head", head="zeros", lr_grid=[0.1]),
+    "transfer": lambda on: transfer(on, finetune="head", head="imprinted", lr_grid=[0.1]),
+    "baselinepp": lambda on: baselinepp(on, head="random", **COSINES),
+    "baselinepp-imprinted": lambda on: baselinepp(on, head="imprinted", **COSINES),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("model", ["mlp-batch", "conv4-support", "conv4-none"])
+def test_a_head_on_kept_features_is_a_head_on_a_body_run_at_every_step(
+    model: str, name: str
+) -> None:
+    algorithm, tasks = HEADS[name](problem(model)), image_tasks(model)
+    on, meta = algorithm.problem, started(algorithm)
+    adapted = list(algorithm.adapt(meta, tasks.support_x, tasks.support_y, 4))
+    head = [name for name in adapted[0] if name.startswith("head.")]
+    for t in range(len(tasks)):
+        params = {n: v[t] for n, v in adapted[0].items() if n in meta["params"]}
+        for after in adapted[1:]:
+            leaf = {n: params[n].detach().requires_grad_() for n in head}
+            loss = on.loss(params | leaf, tasks.support_x[t], tasks.support_y[t])
+            slopes = torch.autograd.grad(loss, list(leaf.values()))
+            moved = zip(leaf.items(), slopes, strict=True)
+            params |= {n: (v - meta["rates"]["inner_lr"] * g).detach() for (n, v), g in moved}
+            for key, value in params.items():
+                torch.testing.assert_close(after[key][t], value, rtol=1e-11, atol=1e-13)
+        assert max(float((params[n] - adapted[0][n][t]).abs().max()) for n in head) > 1e-4
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_more_steps_of_a_head_cost_no_more_passes_of_the_body(name: str) -> None:
+    algorithm, tasks = HEADS[name](problem("conv4-batch")), image_tasks("conv4-batch")
+    meta = started(algorithm)
+
+    def flops(steps: int) -> int:
+        with FlopCounterMode(display=False) as counter:
+            list(algorithm.adapt(meta, tasks.support_x, tasks.support_y, steps))
+        return counter.get_total_flops()
+
+    assert flops(10) < 1.2 * flops(1)  # what the head costs; the body again would be 5 times
 
 
 def test_what_is_drawn_at_random_is_drawn_once_and_by_the_seed() -> None:

@@ -5,8 +5,10 @@ import pytest
 
 from metarun.compare import compare
 from metarun.errors import ConfigError, DataError
+from metarun.report import tables
 from metarun.report.runs import load
 from metarun.report.verdict import verdict
+from metarun.report.words import score
 from metarun.statistics import mean_ci, paired
 
 
@@ -258,6 +260,12 @@ def test_families_and_clusters_are_shown_where_there_are_some(make_run):
     assert section.modes == modes
     expected = [run.scores[run.mode == m, run.step].mean() for m in range(3)]
     assert section.entry("maml").per_mode == pytest.approx(expected)
+    rows = [run.scores[run.mode == m, run.step] for m in range(3)]
+    half = [1.96 * own.std(ddof=1) / len(own) ** 0.5 for own in rows]
+    assert section.entry("maml").ci95_per_mode == pytest.approx(half)
+    (told,) = [row for row in tables.families(section).rows if row[0] == "maml"]
+    assert told[1:] == tuple(map(score, expected, half, ["mse"] * 3))
+    assert all(" ± " in cell for cell in told[1:])
     assert section.entry("maml").clusters is None
     clusters = section.entry("clustered").clusters
     assert (clusters["purity"], clusters["nmi"], clusters["ari"]) == (0.9, 0.81, 0.79)

@@ -15,7 +15,7 @@ from tiny import Log, tiny, tiny_config
 from metarun import chunks
 from metarun.assemble import Experiment
 from metarun.batching import settle
-from metarun.chunks import in_chunks, map_meta
+from metarun.chunks import in_chunks, map_meta, out_of_memory
 from metarun.cost import flops_per_meta_step
 from metarun.errors import DivergedError, MemoryExhaustedError
 from metarun.evaluate import score
@@ -183,6 +183,25 @@ def test_memory_that_one_task_does_not_fit_into_is_an_error_with_the_numbers() -
     with pytest.raises(MemoryExhaustedError, match="Tried to allocate 2 GiB") as caught:
         in_chunks(never, experiment.initial(), experiment.batch(0), 0, 16)
     assert caught.value.exit_code == 6
+
+
+def test_a_processor_s_memory_runs_out_under_another_name() -> None:
+    """Asked for 4 PiB, torch raises what it raises in earnest: a plain RuntimeError."""
+    experiment = tiny("outer.batch=16")
+    inner = experiment.algorithm.meta_grad
+    assert inner is not None
+
+    def short_of_memory(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
+        if len(tasks) > 5:
+            torch.empty(2**50)
+        return inner(meta, tasks, step)
+
+    meta, tasks = experiment.initial(), experiment.batch(0)
+    assert in_chunks(short_of_memory, meta, tasks, 0, 16)[1] == 4
+    with pytest.raises(MemoryExhaustedError, match="you tried to allocate 4503599627370496 bytes"):
+        in_chunks(lambda *_: torch.empty(2**50), meta, tasks, 0, 16)
+    assert not out_of_memory(RuntimeError("CUDA error: out of memory"))
+    assert not out_of_memory(ValueError("DefaultCPUAllocator: "))
 
 
 @pytest.mark.parametrize("text", ["CUDA error: out of memory", "OutOfMemoryError", "boom"])

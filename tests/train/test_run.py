@@ -66,6 +66,10 @@ def test_a_run_leaves_everything_behind_and_repeats_to_the_bit(algo: str, tmp_pa
     trains = algo != "scratch"
     assert found["cost"]["meta_steps"] == (12 if trains else 0)
     assert (found["cost"]["flops_per_meta_step"] > 0) is trains
+    (test,) = [record for record in read(tmp_path / "one") if record["kind"] == "test"]
+    assert test["mse"] == mse
+    assert test["clusters"] == found["clusters"]
+    assert ("regret" in (found["clusters"] or {})) is (algo in ("clustered", "mixture", "tsamaml"))
 
 
 RESUMED = [

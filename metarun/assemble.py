@@ -186,6 +186,7 @@ def assemble(checked: Checked, data_root: Path) -> Experiment:
     problem, algorithm = learning(checked, source, hardware)
     if algorithm.meta_grad is None:  # nothing is trained, so nothing is rounded
         hardware = replace(hardware, precision="full")
+    _check_turn(algorithm, sections["budget"])
     rows = sections["outer"].batch * task.rows
     graph = pays(problem.model, rows, sections["budget"], hardware.device)
     hardware = hardware.running(kernel_blocks(problem.model), graph)
@@ -224,6 +225,15 @@ def learning(checked: Checked, source: Source, hardware: Hardware) -> tuple[Prob
             f"task.shots={algorithm.least_shots} or more"
         )
     return algorithm.problem or problem, algorithm
+
+
+def _check_turn(algorithm: MetaAlgorithm, budget: Budget) -> None:
+    turn = algorithm.turn
+    if turn is not None and budget.unit == "meta_steps" and turn.step >= budget.total:
+        raise ConfigError(
+            f"algo.warm_up: {turn.step} meta-steps, and the budget ends before the phase after "
+            f"them; give fewer, or a budget.total above {turn.step} (here {budget.total:g})"
+        )
 
 
 _SECTIONS = ("task", "outer", "budget", "validation", "test", "checkpoints")

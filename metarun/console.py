@@ -129,9 +129,9 @@ def sweep_table(rows: Sequence[tuple[str, str, str, str, str]]) -> RenderableTyp
 
 
 def check_table(
-    caption: str, rows: Sequence[tuple[str, Literal["ok", "warn", "fail"], str]]
+    caption: str, rows: Sequence[tuple[str, Literal["ok", "warn", "fail", "skip"], str]]
 ) -> Table:
-    """Return a list of checks: name, ok, warn or fail, detail."""
+    """Return a list of checks: name, ok, warn, fail or skip, detail."""
     return _states(caption, ("Check", "State", "Detail"), rows)
 
 

@@ -94,6 +94,11 @@ def is_exact(estimator: Estimator) -> bool:
     return estimator in ("adjoint", "recompute", "unrolled")
 
 
+def has_noise(estimator: Estimator | None) -> bool:
+    """Tell whether an estimator draws, by a task's own numbers."""
+    return isinstance(estimator, Evolution)
+
+
 def unrolled(problem: Problem, learner: Learner, steps: int) -> MetaGrad:
     """Differentiate through one graph of the whole inner loop: exact, memory linear in steps.
 

@@ -36,4 +36,4 @@ def subject_of(checked: Checked, experiment: Experiment) -> Subject:
         )
         return replace(experiment, problem=problem, algorithm=algorithm)
 
-    return Subject(experiment, frozenset(algo.values), variant)
+    return Subject(experiment, algo.values, variant)

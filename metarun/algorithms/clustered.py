@@ -111,7 +111,7 @@ def clustered(
         init,
         adapting(learner(None)),
         meta_grad,
-        exact=is_exact(estimator),
+        exact=is_exact(estimator) and (not warm_up or starts == 1),
         assign=choose,
         each=each,
         least_shots=least_shots(assign, folds),

@@ -71,7 +71,7 @@ def mamlpp(
 
     def meta_grad(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
         constant = step < first_order_until
-        if step >= multi_step_until:
+        if step >= multi_step_until or not steps:  # no steps, no losses of theirs to weigh
             return last_only[constant](meta, tasks, step)
         weights = step_weights(steps, step / multi_step_until)
         second_order = not constant and estimator != "first_order"

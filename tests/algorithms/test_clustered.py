@@ -138,6 +138,15 @@ def test_starts_warm_up_together_and_queries_grade_in_training_only() -> None:
     torch.testing.assert_close(graded.meta_grad(meta, tasks, 0).losses, losses.min(0).values)
 
 
+def test_starts_that_learn_from_all_tasks_at_first_are_not_called_exact() -> None:
+    settings = dict(**PLAIN, spread=0.4, balance=0.0, folds=2, assign="after", graded_by="support")
+    said = [
+        clustered(regression(), **settings, starts=starts, warm_up=warm_up).exact
+        for starts, warm_up in ((3, 0), (3, 10), (1, 10))
+    ]
+    assert said == [True, False, True]
+
+
 def judged(on: Problem, meta: Meta, start: int, tasks: Tasks) -> torch.Tensor:
     """Return the query losses of all tasks, adapted from one start."""
     single = maml(on, **PLAIN)

@@ -120,6 +120,13 @@ def test_everything_together_is_exact(step: int) -> None:
     assert all(norm({"": {n: v}}) > 0 for n, v in whole.gradient["rates_learned"].items())
 
 
+def test_without_steps_it_is_the_query_s_gradient_at_the_start() -> None:
+    algorithm = mamlpp(ON, **{**PARTS, "steps": 0}, **RATES, **{**OFF, "multi_step_until": 10})
+    expected = found(maml(ON, **{**PARTS, "steps": 0}))
+    assert distance(found(algorithm).gradient, expected.gradient) == 0.0
+    assert torch.equal(found(algorithm).losses, expected.losses)
+
+
 def test_a_model_without_norms_needs_none() -> None:
     on, tasks = problem("mlp"), image_tasks("mlp")
     algorithm = mamlpp(on, **PARTS, **RATES, **{**OFF, "per_step_norm": True})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from tiny import TINY, Log, tiny, tiny_config
 
 from metarun.cost import flops_per_meta_step
+from metarun.errors import ConfigError
 from metarun.records import read
 from metarun.run import run_job
 from metarun.signals import Stop
@@ -21,7 +23,8 @@ from metarun.train import train
 
 @pytest.mark.parametrize(("steps", "formed"), [(5, 0), (6, 0), (7, 1), (12, 1)])
 def test_the_turn_comes_before_its_meta_step_and_once(steps: int, formed: int) -> None:
-    experiment = tiny("algo=tsamaml", f"budget.total={steps}")  # algo.warm_up=6
+    experiment = tiny("algo=tsamaml")  # algo.warm_up=6
+    object.__setattr__(experiment, "budget", replace(experiment.budget, total=float(steps)))
     turn, seen = experiment.algorithm.turn, []
     assert turn is not None
 
@@ -38,6 +41,12 @@ def test_the_turn_comes_before_its_meta_step_and_once(steps: int, formed: int) -
     for chunks in seen:
         assert sum(map(len, chunks)) == turn.tasks
         assert torch.equal(together(chunks), experiment.tasks("train", 6 * 4, 10).query_y)
+
+
+def test_a_budget_that_ends_before_the_turn_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"algo\.warm_up: 6 .* ends before .*budget\.total"):
+        tiny("algo=tsamaml", "budget.total=6")
+    assert tiny("algo=tsamaml", "budget.total=7").algorithm.turn is not None
 
 
 def together(chunks: list[Tasks]) -> torch.Tensor:

@@ -15,6 +15,7 @@ from tiny import tiny
 from metarun import verify
 from metarun.algorithms.baselinepp import baselinepp
 from metarun.algorithms.clustered import clustered
+from metarun.algorithms.metacurvature import metacurvature
 from metarun.algorithms.protomaml import protomaml
 from metarun.algorithms.protonet import protonet
 from metarun.algorithms.r2d2 import r2d2
@@ -27,6 +28,8 @@ WAYS = 3
 CLUSTERS = dict(starts=2, assign="after", spread=0.3, balance=0.1)
 CLUSTERS |= dict(folds=2, graded_by="support", warm_up=0)
 PLAIN = dict(inner_lr=0.1, steps=2, estimator="adjoint")
+STEPWISE = {**PLAIN, "steps": WAYS, "per_step": True}  # as many rates as classes
+RATES = ("global", "tensor", "parameter")
 GRADIENT = ["repeated", "loop = vmap", "finite differences"]
 ESTIMATORS = ["estimators agree", "first order", "no steps"]
 TASKWISE = ["label permutation", "no leakage"]
@@ -77,7 +80,7 @@ def subject(factory: Callable[..., Any], settings: dict[str, Any], on: Problem) 
             algorithm=algorithm,
         )
 
-    return Subject(variant({}), frozenset(settings), variant)
+    return Subject(variant({}), settings, variant)
 
 
 def found(factory, settings, on: Problem | None = None) -> dict[str, Row]:
@@ -85,9 +88,10 @@ def found(factory, settings, on: Problem | None = None) -> dict[str, Row]:
     return {row.name: row for row in rows}
 
 
-def one_row(name: str, factory, on: Problem) -> Row:
+def one_row(name: str, factory, on: Problem, **settings: Any) -> Row:
     """Return one check's row; those after it are not run."""
-    return next(row for row in checks(subject(factory, PLAIN, on)) if row.name == name)
+    rows = checks(subject(factory, {**PLAIN, **settings}, on))
+    return next(row for row in rows if row.name == name)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +106,8 @@ def one_row(name: str, factory, on: Problem) -> Row:
             marks=pytest.mark.slow,
         ),
         (protomaml, PLAIN, [*ESTIMATORS, *TASKWISE]),
+        (metacurvature, PLAIN, [*ESTIMATORS, *TASKWISE]),
+        *((maml, {**STEPWISE, "rates": rates}, [*ESTIMATORS, *TASKWISE]) for rates in RATES),
         (protonet, {"distance": "cosine", "scale": 5.0}, TASKWISE),
         (r2d2, {"ridge": 1.0, "scale": 1.0}, TASKWISE),
     ],

@@ -9,13 +9,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from metarun import console, plots, tracking, yamlfile
+from metarun import console, manifest, plots, tracking, yamlfile
 from metarun.assemble import Experiment, assemble
 from metarun.batching import settle
 from metarun.config import Checked, check
 from metarun.cost import flops_per_meta_step
 from metarun.data.fetch import data_root
-from metarun.errors import MetarunError
+from metarun.errors import ConfigError, MetarunError
 from metarun.evaluate import Scores, choose
 from metarun.files import folder_lock, prepare_folder, write_atomic
 from metarun.outcome import outcome, score_file, versions
@@ -50,6 +50,8 @@ def _run(config: dict[str, Any], checked: Checked, folder: Path, stop: Stop) -> 
         console.say(f"already complete: {folder}")
         console.outcome(finished)
         return 0
+    if (folder / manifest.NAME).exists():
+        raise ConfigError(f"name: {folder} holds a sweep; choose another name")
     experiment = assemble(checked, data_root())
     stop.check()
     prepare_folder(folder)

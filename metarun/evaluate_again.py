@@ -36,6 +36,7 @@ def main(argv: list[str]) -> int:
     Raises:
         ConfigError: no such run, an override that changes what was trained, or other shapes.
         CheckpointError: the run has no usable checkpoint.
+        DivergedError: some task's score is not finite.
     """
     if not argv or "=" in argv[0]:
         raise ConfigError("evaluate: name a run folder first, as in metarun evaluate outputs/NAME")
@@ -59,6 +60,7 @@ def main(argv: list[str]) -> int:
         test = experiment.test
         scores = experiment.evaluate(meta, "test", test.tasks, test.steps, stop)
     steps = _chosen_steps(folder, test.steps)
+    scores.refuse_infinite("test", steps)
     found = {
         **(read_outcome(folder) or {}),
         "dataset": config["choices"]["dataset"],

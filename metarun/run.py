@@ -15,8 +15,8 @@ from metarun.batching import settle
 from metarun.config import Checked, check
 from metarun.cost import flops_per_meta_step
 from metarun.data.fetch import data_root
-from metarun.errors import ConfigError, MetarunError
-from metarun.evaluate import Scores, choose
+from metarun.errors import ConfigError, DivergedError, MetarunError
+from metarun.evaluate import SMALLER, Scores, choose
 from metarun.files import folder_lock, prepare_folder, write_atomic
 from metarun.outcome import outcome, score_file, versions
 from metarun.paths import config_digest, refuse_other_run
@@ -111,6 +111,7 @@ class _Run:
         flops = flops_per_meta_step(experiment, state.meta)
         with console.progress(self.folder.name, 1.0, "budget") as self.show:
             state = train(experiment, state, self, self.stop, flops)
+        _tell_lost(state)
         meta = self.vault.best() if experiment.algorithm.meta_grad else state.meta
         settings = experiment.validation
 
@@ -125,6 +126,7 @@ class _Run:
         state.meta = meta
         self.vault.save_best(state, {"steps": chosen.steps, **chosen.rates})
         self.records.write("test", state.step, summary(scores, chosen.steps))
+        scores.refuse_infinite("test", chosen.steps)
         found = outcome(experiment, self.config, self.folder.name, state, chosen, scores, flops)
         self._publish(found, scores)
         console.outcome(found)
@@ -188,6 +190,20 @@ class _Run:
         self.records.write("end", found["cost"]["meta_steps"], end)
         self.records.sync()
         write_atomic(self.folder / "outcome.json", _json(found))
+
+
+def _tell_lost(state: State) -> None:
+    """Say what training left out because it was not finite; all of it is no training."""
+    if 0 < state.step == state.skipped:
+        raise DivergedError(
+            f"diverged: not one of {state.step} meta-steps was finite, so all were skipped; "
+            f"{SMALLER}"
+        )
+    if state.skipped or state.dropped:
+        console.warn(
+            f"not finite in training: {state.skipped} of {state.step} meta-steps skipped, "
+            f"{state.dropped} tasks dropped"
+        )
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

@@ -11,6 +11,7 @@ from tiny import Log, tiny
 
 from metarun.assemble import Experiment
 from metarun.chunks import in_chunks, map_meta
+from metarun.divergence import diagnose
 from metarun.errors import DivergedError, MemoryExhaustedError
 from metarun.metagradient import MetaGradient
 from metarun.problem import Meta
@@ -88,6 +89,21 @@ def test_steps_that_training_does_not_take_are_not_blamed() -> None:
         train(experiment, State(experiment.initial()), log, Stop(), 0.0)
     (figures,) = (figures for kind, _, figures in log.records if kind == "diverged")
     assert figures["inner_step"] is None
+
+
+def test_advice_is_what_is_not_set_yet() -> None:
+    other = ("outer.on_divergence=drop_tasks", "outer.max_skips=0", "outer.clip=3")
+    for settings, absent in (((), []), (other, ["drop_tasks", "outer.clip"])):
+        experiment = poisoned(tiny(*settings), "query_x", {3})
+        meta_grad = experiment.algorithm.meta_grad
+        assert meta_grad is not None
+        tasks = experiment.batch(3)
+        found = meta_grad(experiment.initial(), tasks, 3)
+        what = diagnose(experiment.algorithm, experiment.initial(), tasks, found, 3, 1)
+        said = str(what.error(experiment.outer))
+        for word in ("algo.inner_lr", "drop_tasks", "outer.clip"):
+            assert (word in said) is (word not in absent), (settings, word)
+        assert " or " in said
 
 
 def test_a_skipped_step_leaves_the_state_and_is_counted() -> None:

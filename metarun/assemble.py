@@ -22,7 +22,7 @@ from metarun.hardware import WORTH_A_THREAD, Hardware
 from metarun.longloop import observed
 from metarun.metagradient import ALONE
 from metarun.models.layers import kernel_blocks, use_kernels
-from metarun.models.net import Net, set_running, use_running
+from metarun.models.net import Net, alone_in_norm, set_running, use_running
 from metarun.parallel import Workers
 from metarun.problem import Meta, Problem
 from metarun.settings import Budget, Checkpoints, Outer, TaskShape, Test, Validation
@@ -216,6 +216,7 @@ def learning(checked: Checked, source: Source, hardware: Hardware) -> tuple[Prob
         torch.manual_seed(checked.seed)
         model: Net = _build(checked.parts["model"], source.features, outputs)
         model = model.to(hardware.device, hardware.dtype)
+        _refuse_lone_rows(model, checked.sections["task"], source.features)
         problem = Problem(model, source.kind, source.train_classes, hardware.precision)
         algorithm: MetaAlgorithm = _build(checked.parts["algo"], problem)
     if shape.shots < algorithm.least_shots:
@@ -237,6 +238,19 @@ def _check_turn(algorithm: MetaAlgorithm, budget: Budget) -> None:
 
 
 _SECTIONS = ("task", "outer", "budget", "validation", "test", "checkpoints")
+
+
+def _refuse_lone_rows(model: Net, task: TaskShape, features: tuple[int, ...]) -> None:
+    """Refuse batch statistics of a single row: they leave nothing of it."""
+    rows = {"shots": task.shots}
+    if model.bn_mode == "transductive":
+        rows |= {"queries": task.queries, "test_queries": task.test_queries}
+    for key, count in rows.items() if model.bn_mode else ():
+        if task.ways * count == 1 and alone_in_norm(model, features):
+            raise ConfigError(
+                f"task.{key}: 1 leaves model.norm=batch a single row, whose variance is 0; set it "
+                "to 2 or more, or model.norm=layer, group or none"
+            )
 
 
 def _workers(hardware: Hardware, algorithm: MetaAlgorithm, problem: Problem) -> Workers:

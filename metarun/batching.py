@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from math import isfinite
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ from metarun.metagradient import MetaGrad
 from metarun.models.layers import kernel_blocks, use_kernels, without_kernels
 from metarun.problem import Meta
 from metarun.tasks import Tasks
-from metarun.trees import apart
+from metarun.trees import apart, norm
 
 CHECKED = 2  # tasks whose gradient is compared; what is wrong with tasks shows with two
 TOLERANCE = 1e-6  # relative to the gradient's norm, in float64: hundreds of steps amplify 1e-16
@@ -137,7 +138,10 @@ def _difference(experiment: Experiment, meta: Meta) -> float:
             return apart(found, _first_step(experiment, exact, tasks))
     found = in_chunks(meta_grad, exact, tasks, 0, CHECKED)[0].gradient
     with without_kernels(model):
-        return apart(found, in_chunks(meta_grad, exact, tasks, 0, 1)[0].gradient)
+        plain = in_chunks(meta_grad, exact, tasks, 0, 1)[0].gradient
+    if not (isfinite(norm(found)) or isfinite(norm(plain))):
+        return 0.0  # the loop diverges too: training will say so
+    return apart(found, plain)
 
 
 def _first_step(experiment: Experiment, meta: Meta, tasks: Tasks) -> Meta:

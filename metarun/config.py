@@ -224,6 +224,7 @@ def _factory(group: str, target: str) -> Callable[..., Any]:
 
 def _check_together(sections: Mapping[str, Any], parts: Mapping[str, Part]) -> None:
     outer, hardware, algo = sections["outer"], parts["hardware"].values, parts["algo"].values
+    budget = sections["budget"]
     for key, count in (
         ("hardware.chunk", hardware.get("chunk")),
         ("algo.starts", algo.get("starts")),
@@ -234,6 +235,21 @@ def _check_together(sections: Mapping[str, Any], parts: Mapping[str, Part]) -> N
             )
     if outer.lr_min > outer.lr:
         raise ConfigError(f"outer.lr_min: {outer.lr_min:g} is above outer.lr={outer.lr:g}")
+    if outer.lr_min and outer.schedule == "constant":
+        raise ConfigError(
+            f"outer.lr_min: {outer.lr_min:g} does nothing with outer.schedule=constant; set "
+            "outer.lr_min=0, or outer.schedule=cosine or linear"
+        )
+    if outer.momentum and outer.optimizer in ("adam", "adamw"):
+        raise ConfigError(
+            f"outer.momentum: {outer.momentum:g} does nothing with outer.optimizer="
+            f"{outer.optimizer}; set outer.momentum=0, or outer.optimizer=sgd or rmsprop"
+        )
+    if budget.unit in ("meta_steps", "examples") and not budget.total.is_integer():
+        raise ConfigError(
+            f"budget.total: {budget.total:g} is not allowed; must be a whole number of "
+            f"{budget.unit}"
+        )
 
 
 def _called(group: str, choices: Mapping[str, str]) -> str:

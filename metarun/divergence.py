@@ -11,6 +11,7 @@ from metarun.chunks import in_chunks
 from metarun.errors import DivergedError
 from metarun.metagradient import MetaGradient
 from metarun.problem import Meta
+from metarun.settings import Outer
 from metarun.tasks import Tasks
 
 
@@ -57,15 +58,18 @@ class Diagnosis:
     inner_step: int | None
     tensor: str
 
-    def error(self) -> DivergedError:
-        """Say it in one line, with the likely cause."""
+    def error(self, outer: Outer) -> DivergedError:
+        """Say it in one line, with the likely cause and what is not set against it yet."""
+        advice = ["a smaller inner rate (algo.inner_lr)", "algo.transform=exp (for learned rates)"]
+        advice += ["outer.clip=1"] if outer.clip is None else []
+        if outer.on_divergence != "drop_tasks":
+            advice.append("outer.on_divergence=drop_tasks")
         where = "the query pass" if self.inner_step is None else f"inner step {self.inner_step}"
         return DivergedError(
             f"diverged at meta-step {self.step}: not finite in {where} of task "
-            f"{', '.join(map(str, self.tasks[:5]))}, first in {self.tensor}; a smaller inner rate "
-            "(algo.inner_lr), algo.transform=exp where rates are learned, outer.clip=1 or "
-            "outer.on_divergence=drop_tasks may help; where the inner loss stays finite, look for "
-            "a square root or a norm at zero"
+            f"{', '.join(map(str, self.tasks[:5]))}, first in {self.tensor}; "
+            f"{', '.join(advice[:-1])} or {advice[-1]} may help; where the inner loss stays "
+            "finite, look for a square root or a norm at zero"
         )
 
 

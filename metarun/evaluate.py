@@ -8,18 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
+from math import isfinite
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from metarun.algorithms.base import MetaAlgorithm
+from metarun.errors import DivergedError
 from metarun.inner import over_tasks
 from metarun.parallel import Workers
 from metarun.problem import Meta, Params, Problem
 from metarun.tasks import Tasks
 
 Metric = Literal["accuracy", "mse"]
+SMALLER = "a smaller outer.lr or a smaller inner rate (algo.inner_lr) may help"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,15 @@ class Scores:
         """Return the mean at a step with its sign turned so that more is better."""
         mean = float(self.by_step()[step])
         return -mean if self.metric == "mse" else mean
+
+    def refuse_infinite(self, split: str, step: int) -> None:
+        """Raise DivergedError where the mean at a step is none: it cannot be reported."""
+        lost = int((~torch.isfinite(self.values[:, step])).sum())
+        if lost:
+            raise DivergedError(
+                f"diverged: {lost} of {len(self.values)} {split} tasks have no finite "
+                f"{self.metric} after {step} inner steps; {SMALLER}"
+            )
 
 
 def evaluate(
@@ -120,7 +132,11 @@ class Chosen:
 def choose(
     algorithm: MetaAlgorithm, meta: Meta, validate: Callable[[Meta], Scores]
 ) -> tuple[Chosen, Meta]:
-    """Try every combination of the algorithm's tuned rates; return the best and its meta."""
+    """Try every combination of the algorithm's tuned rates; return the best and its meta.
+
+    Raises:
+        DivergedError: none has a finite score.
+    """
     names = list(algorithm.tuned)
     best: tuple[Chosen, Meta] | None = None
     for values in product(*algorithm.tuned.values()):
@@ -132,6 +148,10 @@ def choose(
         if best is None or chosen.goodness > best[0].goodness:
             best = chosen, candidate
     assert best is not None  # the product of no rates is one empty combination
+    if not isfinite(best[0].goodness):
+        raise DivergedError(
+            f"diverged: after no number of inner steps is the validation score finite; {SMALLER}"
+        )
     return best
 
 

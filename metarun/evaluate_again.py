@@ -35,6 +35,7 @@ def main(argv: list[str]) -> int:
     Raises:
         ConfigError: no such run, an override that changes what was trained, or other shapes.
         CheckpointError: the run has no usable checkpoint.
+        DivergedError: some task's score is not finite.
     """
     if not argv or "=" in argv[0]:
         raise ConfigError("evaluate: name a run folder first, as in metarun evaluate outputs/NAME")
@@ -59,6 +60,7 @@ def main(argv: list[str]) -> int:
         scores = experiment.evaluate(meta, "test", test.tasks, test.steps, stop)
     finished = read_outcome(folder) or {}
     steps = min(int(finished.get("chosen", {}).get("steps", test.steps)), test.steps)
+    scores.refuse_infinite("test", steps)
     found = {
         **finished,
         "dataset": config["choices"]["dataset"],

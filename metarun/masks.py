@@ -34,9 +34,10 @@ def matched(key: str, mask: Mask, problem: Problem) -> frozenset[str]:
     for item in [mask] if isinstance(mask, str) else mask:
         names = _part(item, problem) if item in PARTS else _like(item, problem)
         if not names:
+            there = [part for part in PARTS if _part(part, problem)]
             raise ConfigError(
                 f"{key}: {shown(item)} matches no parameter of this model"
-                f"{did_you_mean(item, PARTS)}; must be {', '.join(PARTS)}, a pattern over names "
+                f"{did_you_mean(item, there)}; must be {', '.join(there)}, a pattern over names "
                 f"such as {shown(next(iter(problem.initial())))}, or a list of these"
             )
         found |= names

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from metarun.errors import ConfigError
 from metarun.inner import gradient_descent
 from metarun.problem import Meta, Params
 
@@ -57,8 +58,12 @@ def learned_descent(rates: InnerRates) -> Update:
     Per parameter it is Meta-SGD (Li et al., 2017, arXiv:1707.09835, section 3), per tensor and
     step the LSLR of MAML++ (Antoniou et al., 2019, arXiv:1810.09502, section 4). A step beyond
     the trained ones takes the rates of the last.
+
+    Raises:
+        ConfigError: it is said how rates are learned, and none is.
     """
     if rates.learned == "none":
+        _refuse_unused(rates)
         return gradient_descent(rates.inner_lr)
 
     def rate_of(meta: Meta, name: str, step: int) -> Tensor:
@@ -69,6 +74,18 @@ def learned_descent(rates: InnerRates) -> Update:
         return {n: v - rate_of(meta, n, step) * gradient[n] for n, v in params.items()}
 
     return update
+
+
+def _refuse_unused(rates: InnerRates) -> None:
+    for name, value, plain in (
+        ("per_step", "true" if rates.per_step else "false", "false"),
+        ("transform", rates.transform, "raw"),
+    ):
+        if value != plain:
+            raise ConfigError(
+                f"algo.{name}={value}: does nothing with algo.rates=none; set algo.{name}={plain}, "
+                "or algo.rates=global, tensor or parameter"
+            )
 
 
 def at_step(value: Tensor, step: int) -> Tensor:

@@ -9,14 +9,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from metarun import console, plots, tracking, yamlfile
+from metarun import console, manifest, plots, tracking, yamlfile
 from metarun.assemble import Experiment, assemble
 from metarun.batching import settle
 from metarun.config import Checked, check
 from metarun.cost import flops_per_meta_step
 from metarun.data.fetch import data_root
-from metarun.errors import MetarunError
-from metarun.evaluate import Scores, choose
+from metarun.errors import ConfigError, DivergedError, MetarunError
+from metarun.evaluate import SMALLER, Scores, choose
 from metarun.files import folder_lock, prepare_folder, write_atomic
 from metarun.outcome import outcome, outcome_file, score_file, versions
 from metarun.paths import config_digest, refuse_other_run
@@ -50,6 +50,8 @@ def _run(config: dict[str, Any], checked: Checked, folder: Path, stop: Stop) -> 
         console.say(f"already complete: {folder}")
         console.outcome(finished)
         return 0
+    if (folder / manifest.NAME).exists():
+        raise ConfigError(f"name: {folder} holds a sweep; choose another name")
     experiment = assemble(checked, data_root())
     stop.check()
     prepare_folder(folder)
@@ -112,6 +114,7 @@ class _Run:
         flops = flops_per_meta_step(experiment, state.meta)
         with console.progress(self.folder.name, 1.0, "budget") as self.show:
             state = train(experiment, state, self, self.stop, flops)
+        _tell_lost(state)
         meta = self.vault.best() if experiment.algorithm.meta_grad else state.meta
         settings = experiment.validation
 
@@ -127,6 +130,7 @@ class _Run:
         self.vault.save_best(state, {"steps": chosen.steps, **chosen.rates})
         found = outcome(experiment, self.config, self.folder.name, state, chosen, scores, flops)
         self.records.write("test", state.step, found["test"] | {"clusters": found["clusters"]})
+        scores.refuse_infinite("test", chosen.steps)
         self._publish(found, scores)
         console.outcome(found)
         return 0
@@ -189,3 +193,17 @@ class _Run:
         self.records.write("end", found["cost"]["meta_steps"], end)
         self.records.sync()
         write_atomic(self.folder / "outcome.json", outcome_file(found))
+
+
+def _tell_lost(state: State) -> None:
+    """Say what training left out because it was not finite; all of it is no training."""
+    if 0 < state.step == state.skipped:
+        raise DivergedError(
+            f"diverged: not one of {state.step} meta-steps was finite, so all were skipped; "
+            f"{SMALLER}"
+        )
+    if state.skipped or state.dropped:
+        console.warn(
+            f"not finite in training: {state.skipped} of {state.step} meta-steps skipped, "
+            f"{state.dropped} tasks dropped"
+        )

@@ -23,8 +23,9 @@ from metarun.compose import NO_LOGGING, Command, Composed, compose, explaining, 
 from metarun.config import checked_name, launching, tracked
 from metarun.errors import ConfigError, MetarunError, SweepError
 from metarun.files import folder_lock, prepare_folder
+from metarun.grid import is_done, refuse_mistakes
 from metarun.manifest import Entry, State
-from metarun.paths import DIGITS, config_digest, outputs_root, safe_name
+from metarun.paths import DIGITS, outputs_root, safe_name
 from metarun.signals import REQUESTS
 from metarun.yamlfile import read
 
@@ -37,12 +38,13 @@ def run(command: Command, composed: Composed, folder: Path | None = None) -> int
     """Run what is unfinished of a sweep, then compare; return the exit code.
 
     Raises:
-        ConfigError: some job's configuration cannot be composed; nothing was run or written.
+        ConfigError: some job is a mistake or of another sweep; nothing was run or written.
         SweepError: some jobs did not end well; a table named them.
         PreemptedError, KeyboardStopError: it was asked to stop, and its jobs wrote checkpoints.
     """
     folder = folder or outputs_root() / sweep_name(command, composed)
     launch = launching(*_group(composed.config, "launch"))
+    refuse_mistakes(_planned(command, composed), folder)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     prepare_folder(folder)
     with folder_lock(folder):
@@ -71,7 +73,6 @@ def run(command: Command, composed: Composed, folder: Path | None = None) -> int
         except ConfigError:
             if made and not any(_states(folder, "running", "done", "failed")):
                 shutil.rmtree(made[-1])
-            _compose_each(command, composed)
             raise
         except BrokenProcessPool:
             pass  # a worker was killed; what it and others did not do is still pending
@@ -106,7 +107,7 @@ def run_one(config: DictConfig) -> float | None:
 
 
 def _run_job(plain: dict[str, Any], sweep: Path, name: str, owner: int | None) -> float | None:
-    if _is_done(sweep / name, plain):
+    if is_done(sweep / name, plain):
         manifest.append(sweep, "job", job=name, state="done", exit_code=0, skipped=True)
         _say(sweep, name, f"done before: {_result(sweep / name)}")
         return _score(sweep / name)
@@ -138,11 +139,16 @@ def job_name(overrides: Sequence[str], fixed: Sequence[str]) -> str:
     return name if name == text else f"{name}-{digest}"
 
 
-def _compose_each(command: Command, composed: Composed) -> None:
-    """Raise the error of the job that cannot be composed: Hydra's own does not say which it was."""
+def _planned(command: Command, composed: Composed) -> dict[str, dict[str, Any]]:
+    """Return each job's configuration; Hydra's own error does not say which has none."""
     own = [o for o in command.overrides if _root(o) == "hydra"]
-    for overrides in composed.jobs:
-        compose(command._replace(overrides=[*own, *overrides]))
+    found: dict[str, dict[str, Any]] = {}
+    for number, overrides in enumerate(composed.jobs):
+        words = [*own, *overrides, f"hydra.job.num={number}"]
+        config = compose(command._replace(overrides=words)).config
+        HydraConfig.instance().set_config(config)  # for ${hydra:job.num}
+        found[job_name(overrides, composed.fixed)] = resolved(config)
+    return found
 
 
 @contextmanager
@@ -194,17 +200,6 @@ def _halted(header: Entry, since: Sequence[Entry]) -> bool:
 
 def _is_stopped(sweep: Path) -> bool:
     return any(entry["kind"] == "stop" for entry in manifest.latest(manifest.read(sweep))[1])
-
-
-def _is_done(folder: Path, config: dict[str, Any]) -> bool:
-    """Tell whether a job's folder holds the finished run of this very configuration."""
-    found = manifest.outcome(folder)
-    if found is None or found["status"] != "done":
-        return False
-    with suppress(ConfigError):
-        there = config_digest(read(folder / "config.yaml"))
-        return there == config_digest(records.masked(config))
-    return False
 
 
 def _finish(sweep: Path, config: DictConfig) -> int:

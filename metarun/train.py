@@ -159,7 +159,7 @@ def _meta_gradient(
     figures = {"tasks": what.tasks, "inner_step": what.inner_step, "tensor": what.tensor}
     log.record("diverged", state.step, {"policy": outer.on_divergence, **figures})
     if outer.on_divergence == "raise":
-        raise what.error()
+        raise what.error(outer)
     if outer.on_divergence == "drop_tasks":
         kept, bad = without_bad_tasks(algorithm, state.meta, tasks, state.step)
         if kept is not None:
@@ -170,7 +170,7 @@ def _meta_gradient(
     state.skipped_in_a_row += 1
     if state.skipped_in_a_row > outer.max_skips:
         raise DivergedError(
-            f"{what.error()}; meta-steps skipped in a row: {state.skipped_in_a_row}, and "
+            f"{what.error(outer)}; meta-steps skipped in a row: {state.skipped_in_a_row}, and "
             f"outer.max_skips is {outer.max_skips}"
         )
     return None, norm

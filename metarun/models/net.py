@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from metarun.errors import ConfigError
 from metarun.models.layers import BatchNormMode, Norm, NormKind
 
 ADAPTER = "adapter_"  # how the names of an adapter's tensors begin, in the layer they adapt
@@ -30,6 +31,11 @@ class Net(nn.Module):
         adapt_norm: bool,
     ) -> None:
         super().__init__()
+        if norm != "batch" and bn_mode != "transductive":
+            raise ConfigError(
+                f"model.bn_mode={bn_mode}: does nothing with model.norm={norm}; set "
+                "model.bn_mode=transductive, or model.norm=batch"
+            )
         self.body = body
         self.head = nn.Linear(width, outputs)
         self.width, self.outputs = width, outputs
@@ -48,6 +54,25 @@ def norm_parameters(model: nn.Module) -> Iterable[str]:
         if isinstance(module, Norm):
             own = (leaf for leaf, _ in module.named_parameters() if leaf in ("weight", "bias"))
             yield from (f"{name}.{leaf}" for leaf in own)
+
+
+def alone_in_norm(model: Net, features: tuple[int, ...]) -> bool:
+    """Tell whether an input alone gives some batch normalisation one value, of variance 0.
+
+    A perceptron's are such, and those of convolutions that leave a single pixel.
+    """
+    found: list[bool] = []
+
+    def look(norm: Norm, inputs: tuple[Tensor, ...]) -> None:
+        found.append(inputs[0].numel() == norm.channels)
+
+    norms = [m for m in model.modules() if isinstance(m, Norm) and m.kind == "batch"]
+    hooks = [norm.register_forward_pre_hook(look) for norm in norms]
+    with torch.no_grad():
+        model(torch.zeros(1, *features).to(model.head.weight))
+    for hook in hooks:
+        hook.remove()
+    return any(found)
 
 
 def set_running(model: nn.Module, batches: Iterable[tuple[dict[str, Tensor], Tensor]]) -> None:

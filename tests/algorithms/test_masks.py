@@ -51,8 +51,8 @@ def test_body_and_head_are_all() -> None:
     [
         ("mlp", "hed", r"algo.adapt: \"hed\" matches no parameter .*did you mean head\?"),
         ("mlp", ["head", "body.blocks.*"], r"algo.adapt: \"body.blocks.\*\" matches no"),
-        ("mlp", "norm", r"algo.adapt: \"norm\" matches no parameter"),
-        ("mlp", "adapters", r"algo.adapt: \"adapters\" matches no parameter"),
+        ("mlp", "norm", r"\"norm\" matches no parameter of this model; must be all, head, body, l"),
+        ("mlp", "adapter", r"\"adapter\" matches no .* model; must be .*, last_block, a pattern"),
         ("mlp", [], r"algo.adapt: \[\] names no parameter"),
         ("conv4-held-norm", "norm", r"held by the model .* model.adapt_norm=true"),
     ],

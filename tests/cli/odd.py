@@ -8,6 +8,7 @@ import time
 from typing import Literal
 
 from metarun.algorithms.base import MetaAlgorithm, adapting, plain_learner, shared_params
+from metarun.errors import ConfigError
 from metarun.estimators import estimate
 from metarun.inner import gradient_descent
 from metarun.problem import Problem
@@ -16,11 +17,16 @@ from metarun.problem import Problem
 def odd(
     problem: Problem,
     *,
-    how: Literal["a", "b", "c", "d", "e", "f", "g", "bug", "diverge", "kill", "stop", "wait"],
+    how: Literal[
+        *("a", "b", "c", "d", "e", "f", "g"),
+        *("bug", "refuse", "diverge", "kill", "stop", "wait"),
+    ],
 ) -> MetaAlgorithm:
     """Be first-order MAML, or fail in the named way while the run is being built."""
     if how == "bug":
         raise RuntimeError("as asked for")
+    if how == "refuse":  # as what needs the data or the model to be seen
+        raise ConfigError("algo.how=refuse: as asked for")
     if how == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if how == "stop":

@@ -60,6 +60,16 @@ def test_debugging_goes_with_every_algorithm(algo: str, debug: str) -> None:
     check(compose_job([f"algo={algo}", f"debug={debug}"]))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", [o for g, o in OPTIONS if g == "experiment"])
+@pytest.mark.parametrize("algo", [o for g, o in OPTIONS if g == "algo"])
+def test_every_algorithm_goes_with_every_experiment(algo: str, experiment: str) -> None:
+    config = compose_job([f"algo={algo}", f"experiment={experiment}"])
+    starts, batch = config["algo"].get("starts", 0), config["outer"]["batch"]
+    if starts <= batch:  # of which the long inner loops have few
+        check(config)
+
+
 def test_the_command_line_wins_over_all() -> None:
     plain = compose_job(["dataset=omniglot", "debug=default", "outer.batch=9", "suggest.steps=4"])
     assert (plain["outer"]["batch"], plain["algo"]["steps"]) == (9, 4)

@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from sweeps import ODD, TINY, odd_environment, only, ran, results
 
 from metarun import cli, job, manifest, sweep
 from metarun.compose import compose, parse, quoted
+from metarun.config import compose_job
 from metarun.job import state_of
 from metarun.report.words import DASH
 from metarun.sweep import job_name, sweep_name
@@ -143,6 +145,12 @@ def test_the_manifest_survives_a_torn_line(tmp_path: Path) -> None:
         (["-m", "seed=0,1", "name=../up"], 'name: "../up" is not allowed'),
         (["seed=0,1"], "seed=0,1: several values make a sweep; add -m"),
         (["-m", "outer.lr=interval(0,1)"], "only search=optuna can draw from a range"),
+        (["-m", "outer.lr=0.1,0"], "metarun: outer.lr=0 (of 2 jobs): outer.lr: 0 is not allowed"),
+        (["-m", "seed=0,1", "outer.lr=0"], "metarun: outer.lr: 0 is not allowed"),
+        (
+            ["-m", "algo=clustered,maml,tsamaml", "outer.batch=4"],
+            "metarun: algo=clustered, algo=tsamaml (of 3 jobs): algo.starts: 5 is more than",
+        ),
     ],
 )
 def test_nothing_is_written(
@@ -153,6 +161,36 @@ def test_nothing_is_written(
     assert said in captured.err
     assert (captured.out, captured.err.count("\n")) == ("", 1)
     assert not outputs.exists()
+
+
+def test_what_hydra_knows_of_a_job_may_be_a_setting() -> None:
+    command = parse(["-m", "algo=maml,scratch", "seed=${hydra:job.num}", *TINY])
+    planned = sweep._planned(command, compose(command))
+    assert [job["seed"] for job in planned.values()] == [0, 1]
+
+
+def test_a_folder_of_another_kind_or_of_other_settings_is_left_alone(
+    outputs: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (outputs / "run").mkdir(parents=True)
+    assert cli.main(["algo=scratch", "name=run", *TINY]) == 0
+    there = compose_job(["algo=scratch", "test.tasks=9", *TINY])
+    (outputs / "sweep" / "algo=scratch").mkdir(parents=True)
+    manifest.append(outputs / "sweep", "sweep", command=["metarun"])
+    manifest.append(outputs / "sweep", "job", job="algo=scratch", state="done")
+    OmegaConf.save(there, outputs / "sweep" / "algo=scratch" / "config.yaml")
+    before = {path: path.stat().st_mtime_ns for path in outputs.rglob("*")}
+    capfd.readouterr()
+    for words, said in (
+        (["-m", "name=run"], "run holds a run; choose another name"),
+        (["name=sweep"], "sweep holds a sweep; choose another name"),
+        (["-m", "algo=maml,scratch", "name=sweep"], "algo=scratch holds a run with other settings"),
+    ):
+        assert cli.main([*words, *TINY]) == 2
+        captured = capfd.readouterr()
+        assert said in captured.err
+        assert (captured.out, captured.err.count("\n")) == ("", 1)
+    assert {path: path.stat().st_mtime_ns for path in outputs.rglob("*")} == before
 
 
 @pytest.mark.slow

@@ -16,8 +16,8 @@ from sweeps import gone, odd_environment, only, ran, results, since_start, start
 
 from metarun import manifest
 
-GOOD, BAD = "abcdefg", ("bug", "diverge", "kill", "stop", "sleep")
-CODES = {"bug": 1, "diverge": 4, "kill": -9, "stop": 75, "sleep": 2}
+GOOD, BAD = "abcdefg", ("bug", "diverge", "kill", "stop", "refuse")
+CODES = {"bug": 1, "diverge": 4, "kill": -9, "stop": 75, "refuse": 2}
 KILLS = 20
 
 

@@ -12,7 +12,7 @@ from metarun.errors import ConfigError
 from metarun.models.conv4 import conv4
 from metarun.models.layers import Norm
 from metarun.models.mlp import mlp
-from metarun.models.net import set_running, use_running
+from metarun.models.net import alone_in_norm, set_running, use_running
 from metarun.models.resnet12 import resnet12
 
 PAPER = dict(norm="batch", bn_mode="transductive", adapt_norm=True, activation="relu")
@@ -61,6 +61,15 @@ def test_one_by_one_is_the_support_and_that_query_in_one_batch() -> None:
     together = torch.cat([support, query[4:5]])
     expected = functional_call(on.model, on.initial(), (together,))[-1]
     torch.testing.assert_close(on.predict(on.initial(), support, query)[4], expected)
+
+
+def test_an_input_is_alone_where_nothing_else_gives_statistics() -> None:
+    conv = dict(filters=4, downsample="stride", spatial="mean", **PAPER)
+    flat = dict(hidden=[4], init="default", **PAPER)
+    assert alone_in_norm(mlp((3,), 2, **flat), (3,))
+    assert not alone_in_norm(mlp((3,), 2, **{**flat, "norm": "layer"}), (3,))
+    assert not alone_in_norm(conv4((1, 28, 28), 5, **conv), (1, 28, 28))
+    assert alone_in_norm(conv4((1, 8, 8), 5, **conv), (1, 8, 8))  # whose last block has one pixel
 
 
 def test_running_averages_are_means_over_the_batches_given() -> None:

@@ -17,6 +17,7 @@ from metarun.assemble import Experiment
 from metarun.batching import settle
 from metarun.chunks import in_chunks, map_meta, out_of_memory
 from metarun.cost import flops_per_meta_step
+from metarun.divergence import diagnose
 from metarun.errors import DivergedError, MemoryExhaustedError
 from metarun.evaluate import score
 from metarun.metagradient import MetaGradient
@@ -116,6 +117,21 @@ def test_a_shift_that_is_not_finite_moves_nothing() -> None:
     with pytest.raises(DivergedError, match=f"at meta-step {BAD_STEP}: "):
         train(broken, state, Log(), Stop(), 0.0)
     assert all(v.isfinite().all() for params in state.meta.values() for v in params.values())
+
+
+def test_advice_is_what_is_not_set_yet() -> None:
+    other = ("outer.on_divergence=drop_tasks", "outer.max_skips=0", "outer.clip=3")
+    for settings, absent in (((), []), (other, ["drop_tasks", "outer.clip"])):
+        experiment = poisoned(tiny(*settings), "query_x", {3})
+        meta_grad = experiment.algorithm.meta_grad
+        assert meta_grad is not None
+        tasks = experiment.batch(3)
+        found = meta_grad(experiment.initial(), tasks, 3)
+        what = diagnose(experiment.algorithm, experiment.initial(), tasks, found, 3, 1)
+        said = str(what.error(experiment.outer))
+        for word in ("algo.inner_lr", "drop_tasks", "outer.clip"):
+            assert (word in said) is (word not in absent), (settings, word)
+        assert " or " in said
 
 
 def test_a_skipped_step_leaves_the_state_and_is_counted() -> None:

@@ -9,15 +9,22 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from tiny import TINY, tiny_config
 
 from metarun import checkpoint, evaluate_again
+from metarun.assemble import Experiment
+from metarun.data.source import Split
+from metarun.errors import DivergedError
+from metarun.evaluate import Scores
+from metarun.problem import Meta
 from metarun.records import Records, merged, read
 from metarun.report.runs import load
-from metarun.run import run_job
+from metarun.run import _tell_lost, run_job
+from metarun.state import State
 
 SLOW = [
     pytest.param(algo, marks=pytest.mark.slow)
@@ -132,6 +139,54 @@ def test_a_folder_with_another_configuration_is_refused(tmp_path: Path, capsys) 
     assert "algo.inner_lr (0.01 there, 0.5 here)" in said
     assert said.count("\n") == 1 or len(said.splitlines()) <= 4
     assert bits(tmp_path / "run") == before
+
+
+SKIPS = ("outer.on_divergence=skip_step", "outer.max_skips=99")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (("outer.lr=1e10", *SKIPS), "after no number of inner steps is the validation score"),
+        (("algo.inner_lr=1e25", *SKIPS), "not one of 12 meta-steps was finite"),
+    ],
+)
+def test_a_run_without_a_finite_score_diverged(
+    settings: tuple[str, ...], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_job(tiny_config("algo=maml", *settings), tmp_path) == 4
+    assert said in capsys.readouterr().err.splitlines()[-1]
+    found = json.loads((tmp_path / "outcome.json").read_text())
+    assert (found["status"], found["exit_code"]) == ("diverged", 4)
+    assert load([tmp_path]).left_out[0].status == "diverged"
+
+
+def test_a_test_that_is_not_finite_is_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One task whose adaptation runs away leaves no mean to report, in a run or later."""
+    config = tiny_config("algo=maml")
+    assert run_job(config, tmp_path / "good") == 0
+    evaluate = Experiment.evaluate
+
+    def one_lost(self: Experiment, meta: Meta, split: Split, *rest: Any) -> Scores:
+        found = evaluate(self, meta, split, *rest)
+        found.values[2] *= float("inf" if split == "test" else 1)
+        return found
+
+    monkeypatch.setattr(Experiment, "evaluate", one_lost)
+    assert run_job(config, tmp_path / "bad") == 4
+    assert "1 of 8 test tasks have no finite mse after" in capsys.readouterr().err
+    with pytest.raises(DivergedError, match="1 of 8 test tasks"):
+        evaluate_again.main([str(tmp_path / "good")])
+    assert not (tmp_path / "good" / "evaluations").exists()
+
+
+def test_what_training_left_out_is_said(tmp_path: Path, capsys) -> None:
+    _tell_lost(State({}, step=9))
+    assert capsys.readouterr().err == ""
+    _tell_lost(State({}, step=9, skipped=2, dropped=3))
+    assert "2 of 9 meta-steps skipped, 3 tasks dropped" in capsys.readouterr().err
 
 
 def test_seeds_differ_and_share_their_test_tasks(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from metarun import console
+from metarun import console, manifest
 from metarun.assemble import assemble
 from metarun.clusters import families
 from metarun.config import check, compose_job
@@ -18,13 +18,13 @@ from metarun.nearest import did_you_mean
 from metarun.outcome import outcome_file, score_file, task_list, versions
 from metarun.paths import config_digest, outputs_root
 from metarun.records import masked
-from metarun.run import read_config, read_outcome
+from metarun.run import DONE, read_config
 from metarun.settings import GROUPS
 from metarun.signals import stop_requests
 from metarun.state import Vault
 from metarun.train import summary
 
-TRAINED = ("algo", "model")  # groups that the learned parameters belong to
+ELSEWHERE = ("dataset", "task", "test", "hardware", "choices")  # what an evaluation may change
 
 
 def main(argv: list[str]) -> int:
@@ -41,9 +41,12 @@ def main(argv: list[str]) -> int:
         raise ConfigError("evaluate: name a run folder first, as in metarun evaluate outputs/NAME")
     folder = find_run(argv[0])
     trained = read_config(folder)
+    finished = manifest.outcome(folder)
+    if finished is None or finished["status"] != DONE:
+        raise ConfigError(f"evaluate: {folder} is not finished; metarun resume {folder} goes on")
     config = with_overrides(trained, argv[1:])
-    for group in TRAINED:
-        if config[group] != trained[group]:
+    for group in config:
+        if group not in ELSEWHERE and config[group] != trained[group]:
             raise ConfigError(
                 f"{group}: cannot be changed after training; evaluate takes dataset, task, test "
                 "and hardware settings"
@@ -58,7 +61,6 @@ def main(argv: list[str]) -> int:
     with stop_requests() as stop:
         test = experiment.test
         scores = experiment.evaluate(meta, "test", test.tasks, test.steps, stop)
-    finished = read_outcome(folder) or {}
     steps = min(int(finished.get("chosen", {}).get("steps", test.steps)), test.steps)
     scores.refuse_infinite("test", steps)
     found = {
@@ -114,8 +116,9 @@ def with_overrides(config: dict[str, Any], overrides: list[str]) -> dict[str, An
         key, equals, value = word.partition("=")
         if not equals or key[:1] in "+~":
             raise ConfigError(f"{word}: not an override; write key=value")
-        if key in GROUPS:
-            changed[key] = compose_job([word])[key]
+        if key in GROUPS:  # with its settings: some have no default
+            own = [other for other in overrides if other.startswith(f"{key}.")]
+            changed[key] = compose_job([word, *own])[key]
             changed["choices"][key] = value
         elif OmegaConf.select(changed, key, default=changed) is changed:
             raise ConfigError(f"{key}: no such setting in the run's config.yaml")

@@ -50,6 +50,12 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise storage_error(error, path, len(data)) from error
 
 
+def is_torn(file: int) -> bool:
+    """Tell whether an open file of lines ends within one, as a kill leaves it."""
+    size = os.fstat(file).st_size
+    return size > 0 and os.pread(file, 1, size - 1) != b"\n"
+
+
 def write_all(descriptor: int, data: bytes) -> None:
     """Write every byte; one call as a rule, more where the system accepts only a part."""
     rest = memoryview(data)

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from metarun.files import storage_error, write_all
+from metarun.files import is_torn, storage_error, write_all
 from metarun.records import masked
 
 NAME = "manifest.jsonl"
@@ -34,7 +34,7 @@ def append(sweep: Path, kind: Literal["sweep", "job", "stop"], **figures: Any) -
     try:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
-            if kind == "sweep" and _is_torn(file):
+            if kind == "sweep" and is_torn(file):
                 line = b"\n" + line
             write_all(file, line)
         finally:
@@ -74,13 +74,8 @@ def jobs(entries: Sequence[Entry]) -> dict[str, Entry]:
 
 
 def outcome(folder: Path) -> dict[str, Any] | None:
-    """Return a job's outcome, or None when it has none yet."""
-    try:
-        return json.loads((folder / "outcome.json").read_bytes())
-    except FileNotFoundError:
-        return None
-
-
-def _is_torn(file: int) -> bool:
-    size = os.fstat(file).st_size
-    return size > 0 and os.pread(file, 1, size - 1) != b"\n"
+    """Return a run's outcome, or None when it has none yet, or one that is damaged."""
+    with suppress(FileNotFoundError, ValueError):
+        found = json.loads((folder / "outcome.json").read_bytes())
+        return found if isinstance(found, dict) and "status" in found else None
+    return None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from metarun.errors import StorageError
-from metarun.files import storage_error, write_all
+from metarun.files import is_torn, storage_error, write_all
 
 NAME = "records.jsonl"
 RESTARTS = ("start", "resumed")  # the steps after theirs are done anew
@@ -39,7 +39,7 @@ class Records:
         self._secrets = secrets_of(os.environ)
         try:
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-            if _is_torn(self._file):  # a reader skips what a kill has torn, once it is a line
+            if is_torn(self._file):  # a reader skips what a kill has torn, once it is a line
                 write_all(self._file, b"\n")
         except OSError as error:
             raise storage_error(error, self.path, 1) from error
@@ -158,8 +158,3 @@ def _name_of(number: float) -> str:
 def _superseded(record: Record, step: int) -> bool:
     kind = record["kind"]
     return kind in ("test", "end") or (kind in (*ONCE, "diverged") and record["step"] > step)
-
-
-def _is_torn(file: int) -> bool:
-    size = os.fstat(file).st_size
-    return size > 0 and os.pread(file, 1, size - 1) != b"\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,7 @@ def run_job(config: dict[str, Any], folder: Path) -> int:
 
 
 def _run(config: dict[str, Any], checked: Checked, folder: Path, stop: Stop) -> int:
-    finished = read_outcome(folder)
+    finished = manifest.outcome(folder)
     if finished is not None and finished["status"] == DONE:
         refuse_other_run(folder, read_config(folder), config)
         console.say(f"already complete: {folder}")
@@ -66,12 +65,6 @@ def _run(config: dict[str, Any], checked: Checked, folder: Path, stop: Stop) -> 
             except MetarunError as error:
                 run.ended(error)
                 raise
-
-
-def read_outcome(folder: Path) -> dict[str, Any] | None:
-    """Return a run's outcome, or None when it has none yet."""
-    path = folder / "outcome.json"
-    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def read_config(folder: Path) -> dict[str, Any]:

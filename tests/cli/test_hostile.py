@@ -92,8 +92,9 @@ def test_loggers_are_never_built(
 
 
 def test_launcher_is_a_launcher(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (place / "extra" / "algo" / "hostile.yaml").write_text(TARGETS["launcher"])
-    assert "os.mkdir" in refused(place, capfd, "-m", "algo=hostile")
+    (place / "extra" / "experiment").mkdir()
+    (place / "extra" / "experiment" / "hostile.yaml").write_text(TARGETS["launcher"])
+    assert "os.mkdir" in refused(place, capfd, "-m", "algo=maml", "experiment=hostile")
 
 
 @pytest.mark.parametrize("name", FILES)

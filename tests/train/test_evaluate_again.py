@@ -11,6 +11,7 @@ import pytest
 from tiny import tiny_config
 
 from metarun import evaluate_again
+from metarun.errors import ConfigError
 from metarun.outcome import versions
 from metarun.report.pooling import methods
 from metarun.report.runs import load
@@ -69,7 +70,35 @@ def test_scores_that_are_not_finite_are_written_as_a_run_writes_them(tmp_path: P
 def test_an_evaluation_keeps_every_secret(tmp_path: Path, monkeypatch) -> None:
     assert run_job(tiny_config("algo=maml"), tmp_path) == 0
     monkeypatch.setenv("AN_API_KEY", "canary-5d41402abc")
+    elsewhere = (*evaluate_again.ELSEWHERE, "name")  # a setting of any text
+    monkeypatch.setattr(evaluate_again, "ELSEWHERE", elsewhere)
     folder = evaluated(tmp_path, "name=canary-5d41402abc")
     assert outcome(folder)["overrides"] == ["name=***"]
     for path in folder.iterdir():
         assert b"canary" not in path.read_bytes(), path
+
+
+@pytest.mark.parametrize("damaged", ["", "{", "[]", '{"status": "preempted"}'])
+def test_a_run_that_is_not_finished_is_not_tested(damaged: str, tmp_path: Path) -> None:
+    assert run_job(tiny_config("algo=maml"), tmp_path) == 0
+    whole = (tmp_path / "outcome.json").read_text()
+    (tmp_path / "outcome.json").write_text(damaged)
+    with pytest.raises(ConfigError, match=r"is not finished; metarun resume .* goes on"):
+        evaluate_again.main([str(tmp_path)])
+    assert run_job(tiny_config("algo=maml"), tmp_path) == 0, "the same command mends it"
+    assert json.loads((tmp_path / "outcome.json").read_text())["test"] == json.loads(whole)["test"]
+
+
+def test_what_an_evaluation_would_ignore_is_refused(tmp_path: Path) -> None:
+    assert run_job(tiny_config("algo=maml"), tmp_path) == 0
+    for word in ("outer.lr=5", "seed=7", "algo.steps=2", "budget.total=3"):
+        with pytest.raises(ConfigError, match=r"cannot be changed after training; evaluate takes"):
+            evaluate_again.main([str(tmp_path), word])
+    assert not list(tmp_path.glob("evaluations"))
+
+
+def test_a_data_set_comes_with_its_settings() -> None:
+    config = tiny_config("algo=maml")
+    found = evaluate_again.with_overrides(config, ["dataset=folder", "dataset.path=here"])
+    assert found["dataset"]["path"] == "here"
+    assert found["choices"]["dataset"] == "folder"

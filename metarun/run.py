@@ -99,6 +99,7 @@ class _Run:
         notice = tracking.start_mirror(self.folder, checked.tracking)
         if notice:
             console.say(notice)
+        _tell_short_test(experiment)
         with nothing_to_save():  # compiling takes a minute in which nobody looks at the flag
             experiment, batching = settle(experiment, state.meta)
         self.stop.check()
@@ -186,6 +187,16 @@ class _Run:
         self.records.write("end", found["cost"]["meta_steps"], end)
         self.records.sync()
         write_atomic(self.folder / "outcome.json", outcome_file(found))
+
+
+def _tell_short_test(experiment: Experiment) -> None:
+    """Say that a test looks at fewer inner steps than training takes: the method is handicapped."""
+    trained, tested = experiment.inner_steps or 0, experiment.test.steps
+    if experiment.algorithm.batches == "tasks" and trained > tested:
+        console.warn(
+            f"algo.steps: training takes {trained} inner steps, and the test looks no further than "
+            f"test.steps={tested}; validation.steps={trained} test.steps={trained} would"
+        )
 
 
 def _tell_lost(state: State) -> None:

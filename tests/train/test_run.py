@@ -288,3 +288,12 @@ def test_a_stop_while_validating_repeats_no_meta_step(tmp_path: Path) -> None:
     (tmp_path / "cut" / "outcome.json").unlink()
     assert run_job(config, tmp_path / "cut") == 0
     assert bits(tmp_path / "cut") == bits(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("steps", "said"), [(3, False), (4, True)])
+def test_a_test_shorter_than_training_is_told(
+    steps: int, said: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("algo=maml", f"algo.steps={steps}", "validation.steps=3", "test.steps=3")
+    assert run_job(tiny_config(*words), tmp_path) == 0
+    assert ("the test looks no further than" in capsys.readouterr().err) is said

@@ -48,6 +48,7 @@ def test_a_round_is_measured_and_written(found):
     assert (found / "results.png").read_bytes()[1:4] == b"PNG"
 
 
+@pytest.mark.slow
 def test_sampling_is_measured_where_there_are_data(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("METARUN_DATA", str(tmp_path / "none"))
     wanted = {name: (*sampling.PRESETS[name], EAGER) for name in ("omniglot", "sinusoid")}

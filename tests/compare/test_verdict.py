@@ -33,6 +33,7 @@ def sections(rng, names, better=0.0):
         yield section([run(a, s) for a, s in zip(names, scores, strict=True)], None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reference", ["transfer", "best of all"])
 def test_a_verdict_on_equal_methods_is_seldom_wrong(reference):
     names = [f"m{i}" for i in range(METHODS)] + [reference]
@@ -47,6 +48,7 @@ def test_a_verdict_on_equal_methods_is_seldom_wrong(reference):
         assert alone / TRIALS > 0.05 + SLACK  # control: the best of twelve, unadjusted
 
 
+@pytest.mark.slow
 def test_a_verdict_does_not_pay_for_pairs_that_it_does_not_speak_of():
     names = [*(f"m{i}" for i in range(METHODS)), "transfer"]
     found = all_pairs = 0

@@ -170,13 +170,13 @@ def test_a_small_network_of_convolutions_is_no_perceptron() -> None:
 def test_what_would_pay_and_cannot_be_runs_as_it_is_without_a_word(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    experiment = tiny("algo=imaml", "budget.total=20000")
+    experiment = tiny("algo=imaml", "algo.steps=1", "budget.total=20000")
     assert experiment.hardware.graph
     settled, choice = settle(experiment, experiment.initial())
     assert "tracing" in choice.compiled
     assert settled.algorithm is experiment.algorithm
     assert not capsys.readouterr().err
-    asked = tiny("algo=imaml", "hardware.compile=true")
+    asked = tiny("algo=imaml", "algo.steps=1", "hardware.compile=true")
     settle(asked, asked.initial())
     assert "hardware.compile" in capsys.readouterr().err
 

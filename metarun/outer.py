@@ -60,14 +60,14 @@ class OuterOptimizer:
 
 def _optimizer(settings: Outer, values: list[Tensor]) -> torch.optim.Optimizer:
     lr, eps, decay = settings.lr, settings.eps, settings.weight_decay
-    match settings.optimizer:  # fused where torch can: of a perceptron's compiled step 0.3 ms
+    match settings.optimizer:  # never fused: on a CPU that goes wrong where strides differ
         case "adam":
-            return torch.optim.Adam(values, lr=lr, eps=eps, weight_decay=decay, fused=True)
+            return torch.optim.Adam(values, lr=lr, eps=eps, weight_decay=decay)
         case "adamw":
-            return torch.optim.AdamW(values, lr=lr, eps=eps, weight_decay=decay, fused=True)
+            return torch.optim.AdamW(values, lr=lr, eps=eps, weight_decay=decay)
         case "sgd":
             momentum = settings.momentum
-            return torch.optim.SGD(values, lr=lr, momentum=momentum, weight_decay=decay, fused=True)
+            return torch.optim.SGD(values, lr=lr, momentum=momentum, weight_decay=decay)
         case "rmsprop":
             return torch.optim.RMSprop(
                 values, lr=lr, eps=eps, momentum=settings.momentum, weight_decay=decay

@@ -21,6 +21,7 @@ from metarun.divergence import diagnose
 from metarun.errors import DivergedError, MemoryExhaustedError
 from metarun.evaluate import score
 from metarun.metagradient import MetaGradient
+from metarun.outer import OuterOptimizer
 from metarun.problem import Meta, Params, Problem
 from metarun.run import run_job
 from metarun.signals import Stop
@@ -330,3 +331,17 @@ def test_what_comes_before_training_has_advice_too(prepare: Callable[..., object
     short = replace(experiment, algorithm=experiment.algorithm._replace(meta_grad=never))
     with pytest.raises(MemoryExhaustedError, match="Tried to allocate 2 GiB"):
         prepare(short, experiment.initial())
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "rmsprop"])
+def test_how_a_gradient_lies_in_memory_does_not_matter(optimizer: str) -> None:
+    """A convolution's comes with its channels innermost; torch's fused optimisers misread it."""
+    outer = tiny(f"outer.optimizer={optimizer}").outer
+    gradient = torch.randn(8, 4, 3, 3)
+    moved: list[torch.Tensor] = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        meta: Meta = {"params": {"weight": torch.zeros(8, 4, 3, 3)}}
+        given = gradient.contiguous(memory_format=layout)
+        OuterOptimizer(outer, meta).step({"params": {"weight": given}}, {}, 0.0)
+        moved.append(meta["params"]["weight"])
+    torch.testing.assert_close(*moved)

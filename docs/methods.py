@@ -46,8 +46,9 @@ maml has one start of 92-92, as many numbers as the five starts of 40-40, and th
 alfa at meta-step 31, metacurvature at 46, metasgd at 64, mamlpp at 418, and a clip does not help.
 metasgd's and mamlpp's values are with algo.transform=exp (metasgd, softplus: 1.016 ± 0.150), alfa's
 and metacurvature's with outer.on_divergence=drop_tasks, which left out 39 and 1 of 625,000 tasks.
-alfa's values on Omniglot were taken before its preset had a clip (outer.clip=1); on sinusoids it
-diverged without.
+imaml's values were taken before its conjugate gradient gave up diverged iterates; with that, the
+run on sinusoids diverged at meta-step 2,694. alfa's values on Omniglot were taken before its preset
+had a clip (outer.clip=1); on sinusoids it diverged without.
 
 Written by `python docs/methods.py SWEEP...`; the sweeps are
 

@@ -34,7 +34,7 @@ CALIBRATION_TASKS = 20  # of the training split, for running averages
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything that one run works with; nothing in it changes but the model's averages."""
+    """Everything that one run works with; only the model's averages and kernel switches change."""
 
     seed: int
     task: TaskShape

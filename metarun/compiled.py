@@ -25,8 +25,10 @@ from metarun.problem import Meta
 from metarun.settings import Budget
 from metarun.tasks import Tasks
 
-SMALL = 4_000_000  # products of a pass over a batch: up to there 4 to 12 times as fast, by 16 M 3,
-LONG = {"meta_steps": 20_000, "seconds": 300}  # by 80 M slower; and 5 to 60 s of building pay
+# Products of a pass over a batch: up to 4 M a graph is 4 to 12 times as fast, at 16 M 3, at 80 M
+# it may be slower, since its tasks share no threads.
+SMALL = 4_000_000
+LONG = {"meta_steps": 20_000, "seconds": 300}  # budgets that win back up to a minute of building
 STEPS = (0, 1, 10**9)  # meta-steps at which the graph must be one and the same
 
 Names = tuple[tuple[str, tuple[str, ...]], ...]

@@ -47,7 +47,7 @@ class Evolution:
 
 
 Estimator = Literal["adjoint", "recompute", "unrolled", "first_order"] | Truncated | Evolution
-KEPT = 5  # steps whose graphs the adjoint keeps: typical loops whole, long ones in flat memory
+KEPT = 5  # steps whose graphs the adjoint keeps: typical loops whole, of long ones the last few
 
 
 def estimate(estimator: Estimator, problem: Problem, learner: Learner, steps: int) -> MetaGrad:
@@ -77,7 +77,7 @@ def estimate(estimator: Estimator, problem: Problem, learner: Learner, steps: in
 
 
 def check_estimator(estimator: Estimator, steps: int, problem: Problem) -> None:
-    """Refuse what `estimate` would, for families that call it in every meta-step only."""
+    """Refuse what `estimate` would; for families that build theirs inside each meta-step."""
     if isinstance(estimator, Truncated) and estimator.last > steps:
         raise ConfigError(
             f"algo.estimator: {{last: {estimator.last}}} is more than algo.steps={steps}; "

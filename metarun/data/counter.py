@@ -59,6 +59,5 @@ def smallest(count: int, keys: Tensor) -> Tensor:
 
 
 def _shifted(word: Tensor, places: int) -> Tensor:
-    return (word >> places).bitwise_and_(
-        (1 << (64 - places)) - 1
-    )  # int64 has the arithmetic shift only
+    left = (1 << (64 - places)) - 1  # int64 has the arithmetic shift only, which drags the sign in
+    return (word >> places).bitwise_and_(left)

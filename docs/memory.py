@@ -91,10 +91,6 @@ def draw(stored: dict[str, Any], path: Path) -> None:
         for (method, (label, colour)), marker in zip(labels.items(), plots.MARKERS, strict=False):
             points = {int(k): v / 2**20 for k, v in stored["peak_bytes"][method].items()}
             axes.plot(list(points), list(points.values()), color=colour, marker=marker, label=label)
-        points = {int(k): v for k, v in stored["peak_bytes"]["recompute"].items()}
-        rest = [(v - (k - 1) * stored["parameter_bytes"]) / 2**20 for k, v in points.items()]
-        label = "MAML, recompute, less one parameter set a step"
-        axes.plot(list(points), rest, color=plots.COLOURS["transfer"], linestyle=":", label=label)
         axes.set_title("Peak memory of one task's meta-gradient")
         axes.set_xlabel(f"inner steps ({stored['setting']})")
         axes.set_ylabel("MiB")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Literal
 
 import torch
@@ -17,18 +18,37 @@ Update = Callable[[Meta, int, Params, Params], Params]
 
 
 def fit(
-    problem: Problem, update: Update, steps: int, params: Params, x: Tensor, y: Tensor
+    problem: Problem,
+    update: Update,
+    steps: int,
+    proximal: float,
+    params: Params,
+    x: Tensor,
+    y: Tensor,
 ) -> Params:
     """Return one task's parameters after `steps` on a support, with no way back through them."""
+    names, begun = sorted(problem.model.adapted), params
+
+    def loss(params: Params) -> Tensor:
+        if not proximal:
+            return problem.loss(params, x, y)
+        apart = sum((params[name] - begun[name]).square().sum() for name in names)
+        return problem.loss(params, x, y) + 0.5 * proximal * apart
+
     for step in range(steps):
-        gradient = grad(problem.loss)(params, x, y)
+        gradient = grad(loss)(params)
         adapted = {name: params[name] for name in problem.model.adapted}
         params = params | update({}, step, adapted, gradient)
     return params
 
 
 def support_score(
-    problem: Problem, how: Score, folds: int | None, update: Update, steps: int
+    problem: Problem,
+    how: Score,
+    folds: int | None,
+    update: Update,
+    steps: int,
+    proximal: float,
 ) -> Callable[[Params, Tensor, Tensor], Tensor]:
     """Return a function from a start and one support to its mean loss, lower for a better fit.
 
@@ -36,13 +56,15 @@ def support_score(
     each class and scored on that part, in turn; every example is a part when there is no number.
     """
 
+    fitted = partial(fit, problem, update, steps, proximal)
+
     def score(params: Params, x: Tensor, y: Tensor) -> Tensor:
         if how == "before":
             return problem.loss(params, x, y)
         if how == "after":
-            return problem.loss(fit(problem, update, steps, params, x, y), x, y)
+            return problem.loss(fitted(params, x, y), x, y)
         losses = [
-            problem.loss(fit(problem, update, steps, params, x[learn], y[learn]), x[held], y[held])
+            problem.loss(fitted(params, x[learn], y[learn]), x[held], y[held])
             for learn, held in _parts(problem, folds, y)
         ]
         return torch.stack(losses).mean()

@@ -82,19 +82,25 @@ def _chosen(which: Tensor, these: Vector, others: Vector) -> Vector:
     return [torch.where(which.view(-1, *(1,) * (a.dim() - 1)), a, b) for a, b in pairs]
 
 
-def neumann(product: Product, target: Vector, terms: int, centre: float) -> tuple[Vector, Tensor]:
+def neumann(
+    product: Product, target: Vector, terms: int, tolerance: float, centre: float
+) -> tuple[Vector, Tensor]:
     """Solve product(x) = target by the series in (1 - matrix / centre); return residuals too.
 
-    x is the sum of terms 0 to `terms`; it converges where all eigenvalues lie between 0 and twice
-    `centre`, and grows without bound elsewhere, which the relative residuals [T] then show.
-    Lorraine et al., 2020, arXiv:1911.02590, equation 5 and algorithm 3.
+    x is the sum of terms 0 to `terms`, or to where a task's residual is below `tolerance`; it
+    converges where all eigenvalues lie between 0 and twice `centre`, and grows without bound
+    elsewhere, which the relative residuals [T] then show. Lorraine et al., 2020,
+    arXiv:1911.02590, equation 5 and algorithm 3.
     """
+    size = _norm(target)
     solution = [part / centre for part in target]
     left = _minus(target, product(solution))
     for _ in range(terms):
-        solution = [x + r / centre for x, r in zip(solution, left, strict=True)]
+        going = _norm(left) > tolerance * size
+        if not bool(going.any()):
+            break
+        solution = _axpy(going / centre, left, solution)
         left = _minus(target, product(solution))
-    size = _norm(target)
     return solution, _norm(left) / size.clamp_min(torch.finfo(size.dtype).tiny)
 
 
@@ -108,25 +114,23 @@ def implicit(
     steps: int,
     *,
     solver: Literal["cg", "neumann"],
-    cg_steps: int,
-    cg_tolerance: float,
-    terms: int,
+    iterations: int,
+    tolerance: float,
     damping: float,
-    proximal: float,
 ) -> MetaGrad:
     """Apply the implicit function theorem at the end of the inner loop.
 
     At a stationary point of the inner loss f(phi, meta), d phi / d meta is
     -(d2f/dphi2)^-1 d2f/dphi dmeta; the inverse is applied to the query gradient by conjugate
-    gradient, or by the Neumann series about the proximal strength, on Hessian-vector products
-    from one kept graph, so memory does not grow with the steps. Rajeswaran et al., 2019,
+    gradient, or by the Neumann series about the learner's proximal strength, on Hessian-vector
+    products from one kept graph, so memory does not grow with the steps. Rajeswaran et al., 2019,
     arXiv:1909.04630, equations 6 to 8; `damping` is added to the Hessian (their code's hidden 10
     is our explicit 0). Two figures a task bound the error: `inner_residual`, the gradient left
     over relative to the proximal force that ought to cancel it, and `solver_residual`, relative
     to the query gradient; above 1 the solver has diverged.
     """
-
-    centre = proximal + damping
+    centre = learner.proximal + damping
+    solve = conjugate_gradient if solver == "cg" else neumann
 
     def meta_grad(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
         meta, support = meta_leaves(meta), (tasks.support_x, tasks.support_y)
@@ -144,12 +148,7 @@ def implicit(
                 image = torch.autograd.grad(gradient, adapted, vector, retain_graph=True)
                 return [h + damping * v for h, v in zip(image, vector, strict=True)]
 
-            if solver == "cg":
-                solution, residual = conjugate_gradient(
-                    product, pull, cg_steps, cg_tolerance, centre
-                )
-            else:
-                solution, residual = neumann(product, pull, terms, centre)
+            solution, residual = solve(product, pull, iterations, tolerance, centre)
             scaled = [-part for part in solution]
             mixed = pull_back(gradient, [*total.leaves, *held.values()], scaled)
             total.add(mixed[: len(total.leaves)])
@@ -164,7 +163,7 @@ def implicit(
         with torch.no_grad():
             begun = learner.start(meta, *support)
             moved = _norm([params[n] - begun[n] for n in params if n in learner.adapted])
-        figures = {"inner_residual": left / (proximal * moved), "solver_residual": residual}
+        figures = {"inner_residual": left / (learner.proximal * moved), "solver_residual": residual}
         return MetaGradient(total.gradient(), losses.detach(), figures)
 
     return meta_grad

@@ -27,6 +27,7 @@ class Learner(NamedTuple):
     loss: Callable[[Meta, Params, Tensor, Tensor], Tensor]  # parameters, support -> scalar
     update: Callable[[Meta, int, Params, Params], Params]  # step, adapted, gradient -> adapted
     adapted: frozenset[str]  # names that the inner loop moves; the others are held
+    proximal: float = 0.0  # strength of the pull to the start that is part of the loss
 
 
 def over_tasks(function: Callable[..., Any], *, shared: int, count: int) -> Callable[..., Any]:
@@ -123,3 +124,24 @@ def gradient_descent(inner_lr: float) -> Callable[[Meta, int, Params, Params], P
         return {name: value - inner_lr * gradient[name] for name, value in params.items()}
 
     return update
+
+
+def pulled(learner: Learner, proximal: float) -> Learner:
+    """Add `proximal` / 2 times the squared distance from the start to what each task minimises.
+
+    Rajeswaran et al., 2019, arXiv:1909.04630, equation 3. The start is held beside the parameters.
+    """
+    if not proximal:
+        return learner
+    names = {name: f"start of {name}" for name in sorted(learner.adapted)}
+
+    def start(meta: Meta, support_x: Tensor, support_y: Tensor) -> Params:
+        first = learner.start(meta, support_x, support_y)
+        return first | {held: first[name] for name, held in names.items()}
+
+    def loss(meta: Meta, params: Params, x: Tensor, y: Tensor) -> Tensor:
+        apart = sum((params[name] - params[held]).square().sum() for name, held in names.items())
+        own = {name: value for name, value in params.items() if name not in names.values()}
+        return learner.loss(meta, own, x, y) + 0.5 * proximal * apart
+
+    return learner._replace(start=start, loss=loss, proximal=proximal)

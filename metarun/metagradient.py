@@ -63,9 +63,13 @@ def _query_gradients(problem: Problem, params: Params, tasks: Tasks) -> tuple[Te
     given = moving(params)
     with products(problem.precision, tasks.query_x.device.type):
         losses = query_losses(problem, params, tasks)
-        # The query may not use every entry: then nothing pulls at it.
-        grads = torch.autograd.grad(losses.mean(), list(given.values()), materialize_grads=True)
-    return losses, dict(zip(given, grads, strict=True))
+        grads = torch.autograd.grad(losses.mean(), list(given.values()), allow_unused=True)
+    # The query may not use every entry: then nothing pulls at it, and zeros take no memory.
+    nothing = losses.new_zeros(()).detach()
+    return losses, {
+        name: nothing.to(value).expand_as(value) if grad is None else grad
+        for (name, value), grad in zip(given.items(), grads, strict=True)
+    }
 
 
 def moving(params: Params) -> Params:

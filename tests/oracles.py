@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from metarun.algorithms.maml import maml as whole_maml
+from metarun.estimators import Implicit
 from metarun.metagradient import MetaGradient
 from metarun.models.conv4 import conv4
 from metarun.models.mlp import mlp
@@ -21,8 +22,16 @@ from metarun.tasks import Tasks
 
 DOUBLE = torch.float64
 SMOOTH = dict(bn_mode="transductive", adapt_norm=True, activation="tanh")
-PLAIN = dict(adapt="all", learn="all", rates="none", per_step=False, transform="raw")
+PLAIN = dict(proximal=0.0, adapt="all", learn="all", rates="none", per_step=False, transform="raw")
 maml = partial(whole_maml, **PLAIN)  # of the whole model, by the given rate
+
+
+def imaml(problem, *, solver="cg", iterations, tolerance=0.0, damping=0.0, **settings):
+    """Build MAML with an implicit gradient, which stops at no residual unless told."""
+    options = dict(iterations=iterations, tolerance=tolerance, damping=damping)
+    return maml(problem, estimator=Implicit(solver=solver, **options), **settings)
+
+
 CONV = dict(filters=4, downsample="stride", spatial="mean")
 
 

@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "metarun"
-CORE = {"errors", "tasks", "problem", "inner", "estimators", "implicit", "algorithms", "models"}
+CORE = {
+    "errors",
+    "tasks",
+    "problem",
+    "inner",
+    "estimators",
+    "adjoint",
+    "implicit",
+    "algorithms",
+    "models",
+}
 CORE |= {
     "evolution",
     "metagradient",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from metarun.algorithms.base import Count, MetaAlgorithm, Rate
+from metarun.algorithms.base import Count, MetaAlgorithm, Pull, Rate
 from metarun.algorithms.maml import maml
 from metarun.estimators import Estimator
 from metarun.masks import Mask
@@ -18,6 +18,7 @@ def adapters(
     inner_lr: Rate,
     steps: Count,
     estimator: Estimator,
+    proximal: Pull,
     kind: AdapterKind,
     rank: Count,
     adapt: Mask,
@@ -34,6 +35,7 @@ def adapters(
         inner_lr=inner_lr,
         steps=steps,
         estimator=estimator,
+        proximal=proximal,
         adapt=adapt,
         learn=learn,
         rates="none",

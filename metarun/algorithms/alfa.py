@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metarun.algorithms.base import Count, MetaAlgorithm, Rate, adapting, plain_learner
-from metarun.estimators import Estimator, estimate, is_exact
+from metarun.estimators import Estimator, estimate, is_exact, refuse_implicit
 from metarun.problem import Meta, Params, Problem
 from metarun.rates import at_step
 
@@ -32,6 +32,7 @@ def alfa(
     network's. Here these begin at 1, whatever the state, so that with `decay` 0 training begins
     at MAML; theirs begin at random.
     """
+    refuse_implicit(estimator, "the rule that adapts (algo=alfa)")
     adapted = [name for name in problem.initial() if name in problem.model.adapted]
     count = len(adapted)
 

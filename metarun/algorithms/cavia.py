@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from metarun.algorithms.base import Count, MetaAlgorithm, Rate, adapting, plain_learner
+from metarun.algorithms.base import Count, MetaAlgorithm, Pull, Rate, adapting, plain_learner
 from metarun.estimators import Estimator, estimate, is_exact
-from metarun.inner import gradient_descent
+from metarun.inner import gradient_descent, pulled
 from metarun.masks import held_back, of_learned
 from metarun.models.adapters import with_context
 from metarun.problem import Meta, Params, Problem
 
 
 def cavia(
-    problem: Problem, *, inner_lr: Rate, steps: Count, estimator: Estimator, context: Count
+    problem: Problem,
+    *,
+    inner_lr: Rate,
+    steps: Count,
+    estimator: Estimator,
+    proximal: Pull,
+    context: Count,
 ) -> MetaAlgorithm:
     """Learn a model that `context` inputs of its own adapt to a task.
 
@@ -26,7 +32,7 @@ def cavia(
     def init(params: Params) -> Meta:
         return held_back(params, shared)
 
-    learner = plain_learner(own, gradient_descent(inner_lr))
+    learner = pulled(plain_learner(own, gradient_descent(inner_lr)), proximal)
     return MetaAlgorithm(
         init,
         adapting(learner),

@@ -12,6 +12,7 @@ from torch import Tensor
 from metarun.algorithms.base import (
     Count,
     MetaAlgorithm,
+    Pull,
     Rate,
     adapting,
     from_starts,
@@ -20,7 +21,7 @@ from metarun.algorithms.base import (
 )
 from metarun.estimators import Estimator, check_estimator, estimate, is_exact
 from metarun.fitness import Score, check_score, fit, least_shots, support_score
-from metarun.inner import Learner, adapt, gradient_descent, over_tasks
+from metarun.inner import Learner, adapt, gradient_descent, over_tasks, pulled
 from metarun.metagradient import MetaGradient
 from metarun.problem import Meta, Params, Problem
 from metarun.tasks import Tasks
@@ -32,6 +33,7 @@ def clustered(
     inner_lr: Rate,
     steps: Count,
     estimator: Estimator,
+    proximal: Pull,
     starts: Count,
     assign: Score,
     folds: Annotated[int, Field(ge=2)] | None,
@@ -54,17 +56,19 @@ def clustered(
     all tasks before it learns from its own alone.
     """
     check_score(problem, assign, "algo.assign")
-    check_estimator(estimator, steps, problem)
+    check_estimator(estimator, steps, problem, proximal)
     update = gradient_descent(inner_lr)
 
     def init(params: Params) -> Meta:
         stacked = spread_starts(params, starts, spread)
         return {"params": stacked, "balance": {"bias": torch.zeros(starts)}}
 
-    score = support_score(problem, assign, folds, update, steps)
+    score = support_score(problem, assign, folds, update, steps, proximal)
 
     def grade(params: Params, x: Tensor, y: Tensor, query_x: Tensor, query_y: Tensor) -> Tensor:
-        return problem.query_loss(fit(problem, update, steps, params, x, y), x, query_x, query_y)
+        return problem.query_loss(
+            fit(problem, update, steps, proximal, params, x, y), x, query_x, query_y
+        )
 
     def scores(meta: Meta, *task: Tensor) -> Tensor:
         """Score every start on one task, [M]: by its support, or by its query if that is given."""
@@ -91,7 +95,7 @@ def clustered(
         def start(meta: Meta, x: Tensor, y: Tensor) -> Params:
             return from_starts(meta["params"], choose(meta, x, y) if chosen is None else chosen)
 
-        return plain_learner(problem, update, start)
+        return pulled(plain_learner(problem, update, start), proximal)
 
     def each(meta: Meta, x: Tensor, y: Tensor, count: int) -> list[Iterator[Params]]:
         numbers = (torch.full((len(x),), m, device=x.device) for m in range(starts))

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from metarun.algorithms.base import Count, MetaAlgorithm, Rate, adapting, masked_learner
-from metarun.estimators import Estimator, estimate, is_exact
+from metarun.algorithms.base import (
+    Count,
+    MetaAlgorithm,
+    Pull,
+    Rate,
+    adapting,
+    masked_learner,
+)
+from metarun.estimators import Estimator, estimate, is_exact, refuse_implicit
+from metarun.inner import pulled
 from metarun.masks import Mask, held_back, matched, moved, of_learned
 from metarun.problem import Meta, Params, Problem
 from metarun.rates import InnerRates, Rates, Transform, initial_rates, learned_descent
@@ -15,6 +23,7 @@ def maml(
     inner_lr: Rate,
     steps: Count,
     estimator: Estimator,
+    proximal: Pull,
     adapt: Mask,
     learn: Mask,
     rates: Rates,
@@ -27,9 +36,12 @@ def maml(
     (section 5.2). The inner loop moves what `adapt` names and training what `learn` names: the
     head alone is ANIL (Raghu et al., 2020, arXiv:1909.09157), the body alone BOIL (Oh et al.,
     2021, arXiv:2008.08882). Rates may be learned with the start, down to one a parameter:
-    Meta-SGD (Li et al., 2017, arXiv:1707.09835).
+    Meta-SGD (Li et al., 2017, arXiv:1707.09835). With `proximal` the inner loss pulls to the start;
+    an implicit gradient of its solution is iMAML (Rajeswaran et al., 2019, arXiv:1909.04630).
     """
     adapted, learned = moved("algo.adapt", adapt, problem), matched("algo.learn", learn, problem)
+    if rates != "none":
+        refuse_implicit(estimator, f"rates (algo.rates={rates})")
     inner = InnerRates(inner_lr, rates, per_step * steps, transform)
 
     def init(params: Params) -> Meta:
@@ -39,6 +51,7 @@ def maml(
     learner = masked_learner(
         problem, learned_descent(inner), adapted, first_order=estimator == "first_order"
     )
+    learner = pulled(learner, proximal)
     return MetaAlgorithm(
         init,
         adapting(learner),

@@ -8,9 +8,8 @@ import torch
 from pydantic import Field
 
 from metarun.algorithms.base import Count, MetaAlgorithm, Rate, adapting, plain_learner, plain_start
-from metarun.estimators import estimate
-from metarun.inner import Learner, inner_step, leaves, meta_leaves
-from metarun.metagradient import MetaGrad, MetaGradient, MetaSum, query_gradients
+from metarun.estimators import Exact, check_estimator, estimate
+from metarun.metagradient import MetaGradient
 from metarun.models.net import norm_parameters
 from metarun.problem import Meta, Params, Problem
 from metarun.rates import InnerRates, Rates, Transform, at_step, initial_rates, learned_descent
@@ -25,7 +24,7 @@ def mamlpp(
     *,
     inner_lr: Rate,
     steps: Count,
-    estimator: Literal["adjoint", "recompute", "unrolled", "first_order"],
+    estimator: Exact | Literal["first_order"],
     rates: Rates,
     per_step: bool,
     transform: Transform,
@@ -64,19 +63,15 @@ def mamlpp(
     learner = plain_learner(problem, update)._replace(
         start=start, adapted=problem.model.adapted | norms
     )
-    last_only: dict[bool, MetaGrad] = {
-        True: estimate("first_order", problem, learner, steps),
-        False: estimate(estimator, problem, learner, steps),
-    }
 
     def meta_grad(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
-        constant = step < first_order_until
-        if step >= multi_step_until or not steps:  # no steps, no losses of theirs to weigh
-            return last_only[constant](meta, tasks, step)
-        weights = step_weights(steps, step / multi_step_until)
-        second_order = not constant and estimator != "first_order"
-        return multi_step(problem, learner, weights, second_order)(meta, tasks, step)
+        way = "first_order" if step < first_order_until else estimator
+        weights = None
+        if step < multi_step_until and steps:  # no steps, no losses of theirs to weigh
+            weights = step_weights(steps, step / multi_step_until)
+        return estimate(way, problem, learner, steps, weights)(meta, tasks, step)
 
+    check_estimator(estimator, steps, problem)
     exact = estimator != "first_order" and not first_order_until
     return MetaAlgorithm(init, adapting(learner), meta_grad, exact=exact)
 
@@ -88,34 +83,3 @@ def step_weights(steps: int, done: float) -> list[float]:
     """
     early = max(1 - done, FLOOR) / steps
     return [early] * (steps - 1) + [1 - early * (steps - 1)]
-
-
-def multi_step(
-    problem: Problem, learner: Learner, weights: list[float], second_order: bool
-) -> MetaGrad:
-    """Differentiate the weighted sum of the query losses after every inner step.
-
-    Antoniou et al., 2019, arXiv:1810.09502, section 4, by one graph of the inner loop. Each
-    query's own graph is gone before the next step: only its pull on the parameters is kept.
-    """
-
-    def meta_grad(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
-        meta, support = meta_leaves(meta), (tasks.support_x, tasks.support_y)
-        reached: list[torch.Tensor] = []
-        pulls: list[torch.Tensor] = []
-        losses: list[torch.Tensor] = []
-        with torch.enable_grad():
-            params = learner.start(meta, *support)
-            for k, weight in enumerate(weights):
-                params = inner_step(learner, meta, k, params, support, second_order=second_order)
-                here = leaves(params)
-                found, pull = query_gradients(problem, here, tasks)
-                reached += params.values()
-                pulls += [weight * pull[name] for name in params]
-                losses.append(found.detach())
-            total = MetaSum(meta)
-            total.add(torch.autograd.grad(reached, total.leaves, pulls, allow_unused=True))
-        weighted = sum((w * each for w, each in zip(weights, losses, strict=True)), losses[0] * 0)
-        return MetaGradient(total.gradient(), weighted, {"final_loss": losses[-1]})
-
-    return meta_grad

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from metarun.algorithms.base import Count, MetaAlgorithm, Rate, adapting, plain_learner
-from metarun.estimators import Estimator, estimate, is_exact
+from metarun.estimators import Estimator, estimate, is_exact, refuse_implicit
 from metarun.problem import Meta, Params, Problem
 
 GROUP = "curvature"
@@ -24,6 +24,8 @@ def metacurvature(
     is multiplied along each axis by a square matrix that begins as the identity, where the
     method is MAML; a bias or norm's by one number an entry, that begins at 1.
     """
+
+    refuse_implicit(estimator, "the curvature (algo=metacurvature)")
 
     def init(params: Params) -> Meta:
         found: Params = {}

@@ -16,6 +16,7 @@ from torch import Tensor
 from metarun.algorithms.base import (
     Count,
     MetaAlgorithm,
+    Pull,
     Rate,
     adapting,
     from_starts,
@@ -25,7 +26,7 @@ from metarun.encoder import set_encoder
 from metarun.errors import ConfigError
 from metarun.estimators import Estimator, check_estimator, estimate, is_exact
 from metarun.fitness import Score, check_score, least_shots, support_score
-from metarun.inner import Learner, adapt, gradient_descent, over_tasks
+from metarun.inner import Learner, adapt, gradient_descent, over_tasks, pulled
 from metarun.metagradient import MetaGradient
 from metarun.problem import Meta, Params, Problem
 from metarun.tasks import Tasks
@@ -41,6 +42,7 @@ def mixture(
     inner_lr: Rate,
     steps: Count,
     estimator: Estimator,
+    proximal: Pull,
     starts: Count,
     weights: Literal["em", "gate"],
     combine: Literal["predictions", "parameters"],
@@ -75,7 +77,7 @@ def mixture(
     judge = problem
     if mixed:
         judge = Mixed(problem.model, problem.kind, precision=problem.precision, single=problem)
-    fits = support_score(problem, score, FOLDS, update, steps)
+    fits = support_score(problem, score, FOLDS, update, steps, proximal)
     encoder = set_encoder(problem, width, starts) if weights == "gate" else None
 
     def init(params: Params) -> Meta:
@@ -111,7 +113,7 @@ def mixture(
                 return {n: torch.tensordot(weight, v, dims=1) for n, v in stacked.items()}
             return {n: v.expand(len(x), *v.shape) for n, v in stacked.items()} | {WEIGHT: weight}
 
-        return Learner(start, loss, update, problem.model.adapted)
+        return pulled(Learner(start, loss, update, problem.model.adapted), proximal)
 
     def meta_grad(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
         with torch.no_grad():
@@ -144,11 +146,12 @@ def mixture(
                 one = torch.ones(len(x), 1, dtype=x.dtype, device=x.device)
                 return {name: value[:, None] for name, value in params.items()} | {WEIGHT: one}
 
-            return adapt(Learner(start, loss, update, problem.model.adapted), meta, x, y, count)
+            learner = Learner(start, loss, update, problem.model.adapted)
+            return adapt(pulled(learner, proximal), meta, x, y, count)
 
         return [alone(which) for which in range(starts)]
 
-    check_estimator(estimator, steps, problem)
+    check_estimator(estimator, steps, problem, proximal)
     return MetaAlgorithm(
         init,
         adapting(learner(responsible)),

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from metarun.algorithms.base import Count, MetaAlgorithm, Rate, adapting, plain_start
+from metarun.algorithms.base import Count, MetaAlgorithm, Pull, Rate, adapting, plain_start
 from metarun.encoder import set_encoder
 from metarun.errors import ConfigError
 from metarun.estimators import Estimator, estimate, is_exact
-from metarun.inner import Learner, gradient_descent, over_tasks
+from metarun.inner import Learner, gradient_descent, over_tasks, pulled
 from metarun.models.layers import Norm
 from metarun.models.net import Net
 from metarun.problem import Meta, Params, Problem
@@ -25,6 +25,7 @@ def mmaml(
     inner_lr: Rate,
     steps: Count,
     estimator: Estimator,
+    proximal: Pull,
     width: Count,
     inner_clip: Rate | None,
 ) -> MetaAlgorithm:
@@ -61,7 +62,7 @@ def mmaml(
         return modulated.loss(params, x, y)
 
     update = clipped_descent(inner_lr, inner_clip) if inner_clip else gradient_descent(inner_lr)
-    learner = Learner(start, loss, update, problem.model.adapted)
+    learner = pulled(Learner(start, loss, update, problem.model.adapted), proximal)
     return MetaAlgorithm(
         init,
         adapting(learner),

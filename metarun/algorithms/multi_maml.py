@@ -9,6 +9,7 @@ from metarun.algorithms.base import (
     Adapt,
     Count,
     MetaAlgorithm,
+    Pull,
     Rate,
     adapting,
     from_starts,
@@ -17,14 +18,20 @@ from metarun.algorithms.base import (
 )
 from metarun.errors import ConfigError
 from metarun.estimators import Estimator, check_estimator, estimate, is_exact
-from metarun.inner import Learner, gradient_descent
+from metarun.inner import Learner, gradient_descent, pulled
 from metarun.metagradient import MetaGradient
 from metarun.problem import Meta, Params, Problem
 from metarun.tasks import Tasks
 
 
 def multi_maml(
-    problem: Problem, *, inner_lr: Rate, steps: Count, estimator: Estimator, starts: Count
+    problem: Problem,
+    *,
+    inner_lr: Rate,
+    steps: Count,
+    estimator: Estimator,
+    proximal: Pull,
+    starts: Count,
 ) -> MetaAlgorithm:
     """Learn one start a mode by MAML; every task is told its mode, at test too.
 
@@ -45,7 +52,7 @@ def multi_maml(
             which = torch.full((count,), mode, device=device) if isinstance(mode, int) else mode
             return from_starts(meta["params"], which)
 
-        return plain_learner(problem, update, start)
+        return pulled(plain_learner(problem, update, start), proximal)
 
     def told(mode: Tensor) -> Adapt:
         if int(mode.max()) >= starts:
@@ -59,7 +66,7 @@ def multi_maml(
         told(tasks.mode)
         return estimate(estimator, problem, learner(tasks.mode), steps)(meta, tasks, step)
 
-    check_estimator(estimator, steps, problem)
+    check_estimator(estimator, steps, problem, proximal)
     return MetaAlgorithm(
         init, adapting(learner(0)), meta_grad, exact=is_exact(estimator), oracle=told
     )

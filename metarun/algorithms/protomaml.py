@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from metarun.algorithms.base import Count, MetaAlgorithm, Rate, adapting, plain_learner
+from metarun.algorithms.base import Count, MetaAlgorithm, Pull, Rate, adapting, plain_learner
 from metarun.algorithms.heads import (
     body_of,
     class_means,
@@ -13,12 +13,12 @@ from metarun.algorithms.heads import (
     starting_with,
 )
 from metarun.estimators import Estimator, estimate, is_exact
-from metarun.inner import gradient_descent
+from metarun.inner import gradient_descent, pulled
 from metarun.problem import Meta, Params, Problem
 
 
 def protomaml(
-    problem: Problem, *, inner_lr: Rate, steps: Count, estimator: Estimator
+    problem: Problem, *, inner_lr: Rate, steps: Count, estimator: Estimator, proximal: Pull
 ) -> MetaAlgorithm:
     """Start each task's head as the prototypical network's, and adapt body and head from there.
 
@@ -35,6 +35,7 @@ def protomaml(
         return nearest_mean(class_means(problem.features(meta["params"], x), y, ways))
 
     learner = plain_learner(problem, gradient_descent(inner_lr), starting_with(head))
+    learner = pulled(learner, proximal)
     return MetaAlgorithm(
         init,
         adapting(learner),

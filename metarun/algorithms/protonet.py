@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from metarun.adjoint import adjoint
 from metarun.algorithms.base import MetaAlgorithm, Rate
 from metarun.algorithms.heads import (
     Cosine,
@@ -19,7 +20,6 @@ from metarun.algorithms.heads import (
     with_head,
     without_steps,
 )
-from metarun.estimators import adjoint
 from metarun.problem import Meta, Params, Problem
 
 
@@ -48,5 +48,5 @@ def protonet(
         return {"head.weight": means, "head.norm": meta["cosine"]["scale"].expand(ways)}
 
     start = starting_with(head)
-    meta_grad = adjoint(problem, without_steps(start), 0, last=0, kept=0)
+    meta_grad = adjoint(problem, without_steps(start), 0, last=0, kept=0, sets=0)
     return MetaAlgorithm(init, solved(start), meta_grad, problem=problem if cosine else None)

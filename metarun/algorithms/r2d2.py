@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from metarun.adjoint import adjoint
 from metarun.algorithms.base import MetaAlgorithm, Rate
 from metarun.algorithms.heads import body_of, solved, starting_with, without_steps
-from metarun.estimators import adjoint
 from metarun.problem import Meta, Params, Problem
 
 
@@ -41,7 +41,7 @@ def r2d2(problem: Problem, *, ridge: Rate, scale: Rate) -> MetaAlgorithm:
 
     start = starting_with(head)
     return MetaAlgorithm(
-        init, solved(start), adjoint(problem, without_steps(start), 0, last=0, kept=0)
+        init, solved(start), adjoint(problem, without_steps(start), 0, last=0, kept=0, sets=0)
     )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from metarun.algorithms.base import (
     Count,
     MetaAlgorithm,
+    Pull,
     Rate,
     Turn,
     from_starts,
@@ -23,7 +24,7 @@ from metarun.algorithms.base import (
 )
 from metarun.errors import ConfigError
 from metarun.estimators import Estimator, check_estimator, estimate, is_exact
-from metarun.inner import Learner, adapt, gradient_descent, over_tasks
+from metarun.inner import Learner, adapt, gradient_descent, over_tasks, pulled
 from metarun.kmeans import kmeans
 from metarun.metagradient import MetaGradient
 from metarun.problem import Meta, Params, Problem
@@ -36,6 +37,7 @@ def tsamaml(
     inner_lr: Rate,
     steps: Count,
     estimator: Estimator,
+    proximal: Pull,
     starts: Count,
     warm_up: Annotated[int, Field(ge=0)],
     tasks: Count,
@@ -57,7 +59,7 @@ def tsamaml(
     if tasks < starts:
         raise ConfigError(f"algo.tasks: {tasks} tasks cannot fill algo.starts={starts} clusters")
     update = gradient_descent(inner_lr)
-    first = plain_learner(problem, update)
+    first = pulled(plain_learner(problem, update), proximal)
     body = [n for n in problem.initial() if n.startswith("body.") and n in problem.model.adapted]
 
     def init(params: Params) -> Meta:
@@ -93,7 +95,7 @@ def tsamaml(
             chosen = assign(meta, x, y) if which is None else which
             return from_starts(meta["starts"], chosen)
 
-        return first._replace(start=start)
+        return pulled(plain_learner(problem, update, start), proximal)
 
     def begun(meta: Meta) -> bool:
         return bool(meta["clusters"]["formed"] > 0)
@@ -129,7 +131,7 @@ def tsamaml(
         numbers = [torch.full((len(x),), which, device=x.device) for which in range(starts)]
         return [adapt(learner(n) if begun(meta) else first, meta, x, y, count) for n in numbers]
 
-    check_estimator(estimator, steps, problem)
+    check_estimator(estimator, steps, problem, proximal)
     return MetaAlgorithm(
         init,
         ready,

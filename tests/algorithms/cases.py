@@ -15,7 +15,6 @@ from metarun.algorithms.baselinepp import baselinepp
 from metarun.algorithms.cavia import cavia
 from metarun.algorithms.centroid import centroid
 from metarun.algorithms.clustered import clustered
-from metarun.algorithms.imaml import imaml
 from metarun.algorithms.logreg import logreg
 from metarun.algorithms.mamlpp import mamlpp
 from metarun.algorithms.metacurvature import metacurvature
@@ -30,7 +29,7 @@ from metarun.algorithms.scratch import scratch
 from metarun.algorithms.signmaml import signmaml
 from metarun.algorithms.transfer import transfer
 from metarun.algorithms.tsamaml import tsamaml
-from metarun.estimators import Evolution, Truncated
+from metarun.estimators import Evolution, Implicit, Truncated
 from metarun.problem import Problem
 
 
@@ -53,10 +52,11 @@ class Case:
 
 
 STEPS = dict(inner_lr=0.1, steps=3)
+LOOP = dict(**STEPS, proximal=0.0)
 SPLIT = dict(starts=2, spread=0.3, balance=0.1)
 HARD = dict(**SPLIT, folds=2, graded_by="support", warm_up=0)
 MIXED = dict(
-    **STEPS,
+    **LOOP,
     **SPLIT,
     estimator="adjoint",
     score="holdout",
@@ -66,7 +66,8 @@ MIXED = dict(
     restart=0.5,
 )
 TWICE = dict(cluster_on="body", cluster_steps=2)
-SOLVED = dict(inner_lr=0.05, proximal=10.0, solver="cg", cg_tolerance=0.0, terms=1, damping=0.0)
+PULLED = dict(inner_lr=0.05, proximal=10.0)
+SOLVER = dict(tolerance=0.0, damping=0.0)
 WALK = dict(inner_lr=0.01, steps=4, batch=5, beta2=0.999)
 PLUS = dict(
     rates="tensor",
@@ -98,12 +99,12 @@ CASES = [
     Case("mamlpp", mamlpp, {**STEPS, **PLUS, "estimator": "adjoint"}, exact=True),
     Case("alfa", alfa, {**STEPS, "estimator": "adjoint", "decay": 0.05}, exact=True),
     Case("metacurvature", metacurvature, {**STEPS, "estimator": "adjoint"}, exact=True),
-    Case("cavia", cavia, {**STEPS, "estimator": "adjoint", "context": 4}, exact=True),
+    Case("cavia", cavia, {**LOOP, "estimator": "adjoint", "context": 4}, exact=True),
     *(
         Case(
             f"adapters-{kind}",
             adapters,
-            {**STEPS, "estimator": "adjoint", "kind": kind, "rank": 2, **masks},
+            {**LOOP, "estimator": "adjoint", "kind": kind, "rank": 2, **masks},
             exact=True,
         )
         for kind, masks in {
@@ -114,13 +115,18 @@ CASES = [
     ),
     Case("maml-truncated", maml, {**STEPS, "estimator": Truncated(last=1)}, exact=False),
     Case("es_maml", maml, {**STEPS, "estimator": Evolution(pairs=3, sigma=0.05)}, exact=False),
-    Case("imaml", imaml, {**SOLVED, "inner_lr": 0.02, "steps": 3, "cg_steps": 1}, exact=False),
-    Case("imaml-solved", imaml, {**SOLVED, "steps": 80, "cg_steps": 25}, exact=True),
-    Case(
-        "imaml-neumann",
-        imaml,
-        {**SOLVED, "steps": 3, "cg_steps": 1, "solver": "neumann"},
-        exact=False,
+    *(
+        Case(
+            name,
+            maml,
+            {**PULLED, **loop, "estimator": Implicit(solver=solver, iterations=count, **SOLVER)},
+            exact=name == "imaml-solved",
+        )
+        for name, loop, solver, count in (
+            ("imaml", dict(inner_lr=0.02, steps=3), "cg", 1),
+            ("imaml-solved", dict(steps=80), "cg", 25),
+            ("imaml-neumann", dict(steps=3), "neumann", 1),
+        )
     ),
     Case("reptile", reptile, {**WALK, "optimizer": "adam"}, exact=False, noise=1e-7),
     Case("reptile-fresh", reptile, {**WALK, "optimizer": "adam_fresh"}, exact=False, noise=1e-7),
@@ -129,30 +135,30 @@ CASES = [
     Case(
         "clustered",
         clustered,
-        {**STEPS, **HARD, "estimator": "adjoint", "assign": "after"},
+        {**LOOP, **HARD, "estimator": "adjoint", "assign": "after"},
         exact=True,
     ),
     Case(
         "clustered-holdout",
         clustered,
-        {**STEPS, **HARD, "estimator": "adjoint", "assign": "holdout"},
+        {**LOOP, **HARD, "estimator": "adjoint", "assign": "holdout"},
         exact=True,
     ),
     Case(
         "clustered-one-out",
         clustered,
-        {**STEPS, **HARD, "estimator": "adjoint", "assign": "holdout", "folds": None},
+        {**LOOP, **HARD, "estimator": "adjoint", "assign": "holdout", "folds": None},
         exact=True,
     ),
     Case(
         "clustered-graded",
         clustered,
-        {**STEPS, **HARD, "estimator": "adjoint", "assign": "after", "graded_by": "query"},
+        {**LOOP, **HARD, "estimator": "adjoint", "assign": "after", "graded_by": "query"},
         exact=True,
     ),
-    Case("multi_maml", multi_maml, {**STEPS, "estimator": "adjoint", "starts": 2}, exact=True),
+    Case("multi_maml", multi_maml, {**LOOP, "estimator": "adjoint", "starts": 2}, exact=True),
     Case(
-        "mmaml", mmaml, {**STEPS, "estimator": "adjoint", "width": 5, "inner_clip": 0.1}, exact=True
+        "mmaml", mmaml, {**LOOP, "estimator": "adjoint", "width": 5, "inner_clip": 0.1}, exact=True
     ),
     Case("mixture-em", mixture, {**MIXED, "weights": "em", "combine": "predictions"}, False),
     Case("mixture-em-start", mixture, {**MIXED, "weights": "em", "combine": "parameters"}, False),
@@ -163,15 +169,15 @@ CASES = [
     Case(
         "tsamaml",
         tsamaml,
-        {**STEPS, "estimator": "adjoint", "starts": 2, "warm_up": 1, "tasks": 4, **TWICE},
+        {**LOOP, "estimator": "adjoint", "starts": 2, "warm_up": 1, "tasks": 4, **TWICE},
         exact=True,
     ),
     Case("scratch", scratch, {"lr_grid": GRID}, exact=False),
     Case("protonet", protonet, {"distance": "euclidean", "scale": 1.0}, exact=True),
     Case("protonet-cosine", protonet, {"distance": "cosine", "scale": 5.0}, exact=True),
-    Case("protomaml", protomaml, {**STEPS, "estimator": "adjoint"}, exact=True),
-    Case("protomaml-unrolled", protomaml, {**STEPS, "estimator": "unrolled"}, exact=True),
-    Case("protomaml-first", protomaml, {**STEPS, "estimator": "first_order"}, exact=False),
+    Case("protomaml", protomaml, {**LOOP, "estimator": "adjoint"}, exact=True),
+    Case("protomaml-unrolled", protomaml, {**LOOP, "estimator": "unrolled"}, exact=True),
+    Case("protomaml-first", protomaml, {**LOOP, "estimator": "first_order"}, exact=False),
     Case("r2d2", r2d2, {"ridge": 0.5, "scale": 3.0}, exact=True),
     *(
         Case(f"transfer-{part}", transfer, {"finetune": part, "head": head, "lr_grid": GRID}, True)

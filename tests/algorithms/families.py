@@ -16,7 +16,7 @@ from metarun.models.mlp import mlp
 from metarun.problem import Meta, Params, Problem
 from metarun.tasks import Tasks
 
-PLAIN: dict[str, Any] = dict(inner_lr=0.3, steps=2, estimator="adjoint")
+PLAIN: dict[str, Any] = dict(inner_lr=0.3, steps=2, estimator="adjoint", proximal=0.0)
 MIXTURE: dict[str, Any] = dict(
     **PLAIN,
     starts=3,

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 
 from tiny import Log, tiny
 
-SETTINGS = dict(inner_lr=0.3, steps=3, estimator="adjoint")
+SETTINGS = dict(inner_lr=0.3, steps=3, estimator="adjoint", proximal=0.0)
 KINDS = ("film", "residual", "lora")
 
 
@@ -185,4 +185,4 @@ def test_cavia_is_maml_with_rates_of_zero_elsewhere(model: str) -> None:
 
 def test_adapters_need_a_model_that_has_them() -> None:
     with pytest.raises(ConfigError, match=r"algo.adapt: \"adapters\" matches no parameter"):
-        maml(problem("mlp"), **SETTINGS, **{**PLAIN, "adapt": "adapters"})
+        maml(problem("mlp"), **{**PLAIN, **SETTINGS, "adapt": "adapters"})

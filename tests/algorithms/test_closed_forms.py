@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracles import DOUBLE, Quadratic, maml
+from oracles import DOUBLE, Quadratic, imaml, maml
 from quadratics import EYE, PROBLEM, RATE, SIZE, TASKS, THETA, gradient, mean, pull, solved
 from torch import Tensor
 
+from metarun.adjoint import adjoint
 from metarun.algorithms.base import plain_learner
 from metarun.algorithms.clustered import clustered
-from metarun.algorithms.imaml import imaml
 from metarun.algorithms.reptile import reptile
 from metarun.errors import ConfigError
-from metarun.estimators import Evolution, Truncated, adjoint
+from metarun.estimators import Evolution, Truncated
 from metarun.inner import gradient_descent
 from metarun.tasks import Tasks
 
@@ -40,7 +40,9 @@ def test_fomaml(steps: int) -> None:
 @pytest.mark.parametrize("last", [0, 1, 2, 5])
 def test_truncation_differentiates_the_last_steps_only(last: int) -> None:
     learner = plain_learner(PROBLEM, gradient_descent(RATE))
-    found = adjoint(PROBLEM, learner, 5, last=last, kept=2)({"params": PROBLEM.initial()}, TASKS, 0)
+    found = adjoint(PROBLEM, learner, 5, last=last, kept=2, sets=2)(
+        {"params": PROBLEM.initial()}, TASKS, 0
+    )
     expected = mean(solved(t, last)[1].T @ pull(t, solved(t, 5)[0]) for t in range(len(TASKS)))
     torch.testing.assert_close(found.gradient["params"]["phi"], expected, rtol=1e-13, atol=1e-14)
 
@@ -91,7 +93,7 @@ def test_learned_rates_get_their_gradient(last: int) -> None:
         "params": PROBLEM.initial(),
         "rates": {"each": torch.full((steps,), RATE, dtype=DOUBLE)},
     }
-    found = adjoint(PROBLEM, learner, steps, last=last, kept=2)(meta, TASKS, 0).gradient
+    found = adjoint(PROBLEM, learner, steps, last=last, kept=2, sets=2)(meta, TASKS, 0).gradient
     expected = []
     for k in range(steps):
         terms = []
@@ -108,7 +110,7 @@ def test_learned_rates_get_their_gradient(last: int) -> None:
 
 
 STRENGTH = 2.0
-SOLVER = dict(solver="cg", cg_steps=SIZE, cg_tolerance=0.0, terms=0, damping=0.0)
+SOLVER = dict(solver="cg", iterations=SIZE)
 IMPLICIT = dict(inner_lr=RATE, steps=400, proximal=STRENGTH, **SOLVER)
 
 
@@ -151,7 +153,7 @@ FIXED_POINTS = {
 @pytest.mark.parametrize(("index", "steps"), [(0, 1), (1, 5), (2, 10)])
 @pytest.mark.parametrize("name", FIXED_POINTS)
 def test_fixed_point_of_two_tasks(name: str, index: int, steps: int) -> None:
-    plain = dict(inner_lr=0.5, steps=steps, estimator="adjoint")
+    plain = dict(inner_lr=0.5, steps=steps, estimator="adjoint", proximal=0.0)
     family = dict(
         starts=1, assign="before", spread=0.0, balance=0.0, folds=2, graded_by="support", warm_up=0
     )
@@ -164,7 +166,13 @@ def test_fixed_point_of_two_tasks(name: str, index: int, steps: int) -> None:
         "reptile": lambda: reptile(scalar, **{**ROUGH, "inner_lr": 0.5, "steps": steps}),
         "neumann": lambda: imaml(
             scalar,
-            **{**IMPLICIT, "proximal": 1.25, "inner_lr": 0.5, "solver": "neumann", "terms": 200},
+            **{
+                **IMPLICIT,
+                "proximal": 1.25,
+                "inner_lr": 0.5,
+                "solver": "neumann",
+                "iterations": 200,
+            },
         ),
         "one cluster": lambda: clustered(scalar, **plain, **family),
     }[name]()

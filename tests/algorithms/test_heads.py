@@ -64,7 +64,7 @@ def test_protonet_of_cosines_scales_them() -> None:
 def test_protomaml_that_does_not_move_is_protonet() -> None:
     parent = protonet(ON, **EUCLIDEAN)
     for estimator in ("adjoint", "first_order"):
-        still = protomaml(ON, inner_lr=1e-300, steps=2, estimator=estimator)
+        still = protomaml(ON, inner_lr=1e-300, steps=2, estimator=estimator, proximal=0.0)
         meta = started(parent)
         found, expected = still.meta_grad(meta, TASKS, 0), parent.meta_grad(meta, TASKS, 0)
         assert distance(found.gradient, expected.gradient) < 1e-13
@@ -73,7 +73,7 @@ def test_protomaml_that_does_not_move_is_protonet() -> None:
 
 def test_first_order_protomaml_keeps_the_gradient_through_the_means() -> None:
     """It is the gradient of the exact one whose inner gradients are constants, heads included."""
-    algorithm = protomaml(ON, inner_lr=0.1, steps=1, estimator="first_order")
+    algorithm = protomaml(ON, inner_lr=0.1, steps=1, estimator="first_order", proximal=0.0)
     meta = started(algorithm)
     found = algorithm.meta_grad(meta, TASKS, 0).gradient
     start = next(algorithm.adapt(meta, TASKS.support_x, TASKS.support_y, 0))
@@ -176,7 +176,7 @@ def test_a_length_of_zero_has_finite_derivatives() -> None:
     "factory",
     [
         lambda on: protonet(on, **EUCLIDEAN),
-        lambda on: protomaml(on, inner_lr=0.1, steps=1, estimator="adjoint"),
+        lambda on: protomaml(on, inner_lr=0.1, steps=1, estimator="adjoint", proximal=0.0),
     ],
 )
 def test_regression_is_refused_where_only_classes_make_sense(factory) -> None:

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
-from oracles import DOUBLE
+from cases import CASES
+from oracles import DOUBLE, distance, finite_difference, image_tasks, imaml, problem
 from quadratics import EYE, PROBLEM, RATE, SIZE, TASKS, THETA, gradient, mean, pull
 from torch import Tensor
 
-from metarun.algorithms.base import plain_start
-from metarun.algorithms.imaml import imaml
+from metarun.algorithms.base import MetaAlgorithm, plain_start
+from metarun.chunks import map_meta
+from metarun.config import compose_job
+from metarun.errors import ConfigError
+from metarun.estimators import Implicit
 from metarun.implicit import conjugate_gradient, implicit
 from metarun.inner import Learner, gradient_descent
+from metarun.problem import Meta, Problem
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
+
+from tiny import tiny
 
 STRENGTH = 2.0
-SOLVER = dict(solver="cg", cg_steps=SIZE, cg_tolerance=0.0, terms=0, damping=0.0)
+SOLVER = dict(solver="cg", iterations=SIZE)
 IMPLICIT = dict(inner_lr=RATE, steps=400, proximal=STRENGTH, **SOLVER)
 
 
@@ -42,13 +54,13 @@ def test_imaml_gives_the_proximal_strength_its_gradient() -> None:
         apart = (params["phi"] - meta["params"]["phi"]).square().sum()
         return PROBLEM.loss(params, x, y) + 0.5 * meta["strength"]["lambda"] * apart
 
-    learner = Learner(plain_start, loss, gradient_descent(RATE), PROBLEM.model.adapted)
-    options = dict(proximal=STRENGTH, **SOLVER)
+    adapted = PROBLEM.model.adapted
+    learner = Learner(plain_start, loss, gradient_descent(RATE), adapted, STRENGTH)
     meta = {
         "params": PROBLEM.initial(),
         "strength": {"lambda": torch.tensor(STRENGTH, dtype=DOUBLE)},
     }
-    found = implicit(PROBLEM, learner, 400, **options)(meta, TASKS, 0)
+    found = implicit(PROBLEM, learner, 400, **SOLVER, tolerance=0.0, damping=0.0)(meta, TASKS, 0)
     expected = mean(
         -(STRENGTH * inverse @ pull(t, phi)) @ (phi - THETA) / STRENGTH
         for t in range(len(TASKS))
@@ -74,7 +86,7 @@ def test_imaml_damping_is_added_to_the_hessian() -> None:
 @pytest.mark.parametrize("terms", [0, 1, 5, 20])
 def test_neumann_series(terms: int) -> None:
     """The sum of (-A/lambda)^j over j from 0 to `terms`, on the query gradient at phi*."""
-    series = {**IMPLICIT, "steps": 100, "solver": "neumann", "terms": terms}
+    series = {**IMPLICIT, "steps": 100, "solver": "neumann", "iterations": terms}
     found = gradient(imaml(PROBLEM, **series))
     expected = mean(
         sum(torch.linalg.matrix_power(-TASKS.support_x[t] / STRENGTH, j) for j in range(terms + 1))
@@ -89,7 +101,7 @@ def test_the_neumann_series_converges_by_the_hessian_over_the_strength_a_term() 
     cg = gradient(imaml(PROBLEM, **solved))
     series = {**solved, "solver": "neumann"}
     errors = [
-        float((gradient(imaml(PROBLEM, **{**series, "terms": terms})) - cg).norm())
+        float((gradient(imaml(PROBLEM, **{**series, "iterations": terms})) - cg).norm())
         for terms in (10, 20)
     ]
     ratio = float(torch.linalg.eigvalsh(TASKS.support_x).max()) / STRENGTH
@@ -103,7 +115,7 @@ def test_the_neumann_series_diverges_beyond_the_strength_and_its_residual_says_s
     meta = {"params": PROBLEM.initial()}
     residuals, sizes = [], []
     for terms in (1, 10, 40):
-        found = imaml(PROBLEM, **{**weak, "terms": terms}).meta_grad(meta, TASKS, 0)
+        found = imaml(PROBLEM, **{**weak, "iterations": terms}).meta_grad(meta, TASKS, 0)
         residuals.append(found.figures["solver_residual"])
         sizes.append(float(found.gradient["params"]["phi"].norm()))
     assert (residuals[2] > 1e3).all()
@@ -151,3 +163,103 @@ def test_an_indefinite_matrix_never_gives_worse_than_first_order() -> None:
     good = [0, 3]
     exact = torch.linalg.solve(matrices[good], target[0][good])
     torch.testing.assert_close(solution[0][good], exact, rtol=1e-9, atol=1e-10)
+
+
+BUILDERS = {case.name: case for case in CASES}
+
+
+def begun(algorithm: MetaAlgorithm, on: Problem) -> Meta:
+    meta = algorithm.init((algorithm.problem or on).initial())
+    return map_meta(lambda value: value.to(DOUBLE), meta)
+
+
+SOLVED = {
+    "maml": {},
+    "anil": {},
+    "boil": {},
+    "protomaml": {},
+    "cavia": {},
+    "adapters-film": {},
+    "mmaml": {"inner_clip": 10.0},
+    "multi_maml": {},
+    "clustered": {},
+    "tsamaml": {},
+    "mixture-gate": {"proximal": 40.0, "inner_lr": 0.02},
+    "mixture-em-start": {},
+}
+
+
+@pytest.mark.parametrize("name", SOLVED)
+def test_it_is_the_gradient_of_every_family_s_solution(name: str) -> None:
+    """Where the proximal problem is solved, the way to it does not matter: adjoint agrees."""
+    on, tasks, case = problem("mlp"), image_tasks("mlp"), BUILDERS[name]
+    solving = {"inner_lr": 0.05, "proximal": 10.0, "steps": 120} | SOLVED[name]
+    implicit = Implicit(solver="cg", iterations=40, tolerance=0.0)
+    found, expected = (
+        case.factory(on, **{**case.settings, **solving, "estimator": estimator})
+        for estimator in (implicit, "adjoint")
+    )
+    meta = begun(found, on)
+    gradient, exact = (each.meta_grad(meta, tasks, 0) for each in (found, expected))
+    assert gradient.figures["inner_residual"].max() < 1e-9
+    assert gradient.figures["solver_residual"].max() < 1e-9
+    assert distance(gradient.gradient, exact.gradient) < 1e-7
+
+
+@pytest.mark.parametrize("name", SOLVED)
+def test_the_pull_is_part_of_the_inner_loss_whatever_the_estimator(name: str) -> None:
+    on, tasks, case = problem("mlp"), image_tasks("mlp"), BUILDERS[name]
+    weak, strong = (
+        case.factory(on, **{**case.settings, "proximal": strength, "inner_lr": 0.02, "steps": 2})
+        for strength in (0.0, 20.0)
+    )
+    meta = begun(weak, on)
+    support = tasks.support_x, tasks.support_y
+
+    def moved(algorithm) -> Tensor:
+        first, *_, last = algorithm.adapt(meta, *support, 8)
+        names = [name for name in first if " " not in name and name in last]
+        return sum((last[n] - first[n]).square().sum() for n in names)
+
+    assert moved(strong) < 0.7 * moved(weak)
+    if strong.exact:
+
+        def objective(there: Meta):
+            return strong.meta_grad(there, tasks, 0)
+
+        assert finite_difference(objective, meta, objective(meta).gradient) < 1e-7
+
+
+IMPLIED = "{solver: cg, iterations: 5}"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["algo=maml"], "pulled to its start; set algo.proximal above 0"),
+        (["algo=clustered"], "set algo.proximal above 0"),
+        (["algo=metasgd", "algo.proximal=1.0"], "rates .algo.rates=parameter. would never be"),
+        (["algo=alfa"], "the rule that adapts .algo=alfa. would never be learned; use adjoint"),
+        (["algo=metacurvature"], "the curvature .algo=metacurvature. would never be learned"),
+        (["algo=mamlpp"], "algo.estimator: .* must be one of adjoint, recompute, unrolled or"),
+    ],
+)
+def test_what_it_cannot_learn_is_refused_in_a_line(words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        tiny(*words, f"algo.estimator={IMPLIED}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("algo", ["maml", "anil", "cavia", "protomaml", "mmaml"])
+def test_it_is_one_setting_and_a_strength(algo: str) -> None:
+    words = [f"algo={algo}", "algo.proximal=2.0", f"algo.estimator={IMPLIED}"]
+    experiment = tiny("dataset=glyphs", "model=mlp", *words)
+    found = experiment.algorithm.meta_grad(experiment.initial(), experiment.batch(0), 0)
+    assert {"inner_residual", "solver_residual"} <= found.figures.keys()
+
+
+def test_imaml_is_maml_with_a_pull_and_an_implicit_gradient() -> None:
+    values = compose_job(["algo=imaml"])["algo"]
+    assert values["_target_"] == compose_job(["algo=maml"])["algo"]["_target_"]
+    assert values["proximal"] == 2.0
+    assert values["estimator"] == dict(solver="cg", iterations=5, tolerance=1e-6, damping=0.0)

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracles import DOUBLE, Quadratic, maml, quadratic_tasks
+from oracles import DOUBLE, Quadratic, imaml, maml, quadratic_tasks
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 
 from tiny import Log, tiny
 
 from metarun.algorithms.base import MetaAlgorithm
-from metarun.algorithms.imaml import imaml
 from metarun.errors import ConfigError
 from metarun.longloop import largest_curvature, observed
 from metarun.signals import Stop
@@ -26,7 +25,7 @@ PROBLEM = Quadratic(SIZE)
 TASKS = quadratic_tasks(3, SIZE)
 META = {"params": PROBLEM.initial()}
 SETTINGS = {"inner_lr": RATE, "steps": STEPS}
-SOLVED = dict(solver="cg", cg_steps=SIZE, cg_tolerance=0.0, terms=0, damping=0.0)
+SOLVED = dict(solver="cg", iterations=SIZE)
 
 
 def looked_at(algorithm: MetaAlgorithm):

@@ -7,8 +7,9 @@ import torch
 from oracles import PLAIN, distance, finite_difference, image_tasks, maml, norm, problem
 
 from metarun.algorithms.base import plain_learner
-from metarun.algorithms.mamlpp import mamlpp, multi_step, step_weights
+from metarun.algorithms.mamlpp import mamlpp, step_weights
 from metarun.config import compose_job
+from metarun.estimators import estimate
 from metarun.inner import gradient_descent
 from metarun.metagradient import query_losses
 from metarun.problem import Meta
@@ -43,9 +44,9 @@ def test_weights_are_the_published_schedule() -> None:
     assert step_weights(1, 0.3) == [1.0]
 
 
-@pytest.mark.parametrize("second_order", [True, False])
-def test_the_multi_step_loss_is_the_weighted_sum_of_shorter_loops(second_order: bool) -> None:
-    settings = {**PARTS, "estimator": "adjoint" if second_order else "first_order"}
+@pytest.mark.parametrize("estimator", ["adjoint", "recompute", "unrolled", "first_order"])
+def test_the_multi_step_loss_is_the_weighted_sum_of_shorter_loops(estimator: str) -> None:
+    settings = {**PARTS, "estimator": estimator}
     algorithm = mamlpp(ON, **settings, **RATES, **{**OFF, "multi_step_until": 10})
     for step in (0, 4):
         whole = found(algorithm, step)
@@ -66,7 +67,7 @@ def test_the_multi_step_loss_is_the_weighted_sum_of_shorter_loops(second_order: 
 def test_all_weight_on_the_last_step_is_maml() -> None:
     learner = plain_learner(ON, gradient_descent(PARTS["inner_lr"]))
     meta = {"params": ON.initial()}
-    last = multi_step(ON, learner, [0.0, 0.0, 1.0], True)(meta, TASKS, 0)
+    last = estimate("adjoint", ON, learner, 3, [0.0, 0.0, 1.0])(meta, TASKS, 0)
     assert distance(last.gradient, found(maml(ON, **PARTS)).gradient) < 1e-12
 
 

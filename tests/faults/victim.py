@@ -35,7 +35,7 @@ TINY = (
 FAMILIES = {
     "maml": ["dataset=sinusoid", "algo=maml"],
     "fomaml": ["dataset=sinusoid", "algo=fomaml"],
-    "imaml": ["dataset=sinusoid", "algo=imaml", "algo.steps=3", "algo.cg_steps=2"],
+    "imaml": ["dataset=sinusoid", "algo=imaml", "algo.steps=3", "algo.estimator.iterations=2"],
     "transfer": ["dataset=sinusoid", "algo=transfer", "algo.lr_grid=[0.01,0.1]"],
     "clustered": ["dataset=multimodal", "algo=clustered", "algo.starts=2"],
 }

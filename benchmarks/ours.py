@@ -138,6 +138,10 @@ def _settings(work: Work, tasks: Tasks, threads: int) -> list[str]:
     else:
         net = ["model=mlp", f"model.hidden=[{','.join(map(str, WIDTHS))}]"]
     if work.algorithm == "imaml":  # no tolerance: everyone takes all steps
-        algo = [f"algo.proximal={work.proximal}", f"algo.estimator.iterations={work.cg_steps}"]
+        algo = [
+            "algo.inner_optimizer=sgd",
+            f"algo.proximal={work.proximal}",
+            f"algo.estimator.iterations={work.cg_steps}",
+        ]
         return shared + net + [*algo, "algo.estimator.tolerance=0.0"]
     return shared + net + ([] if work.second_order else ["algo.estimator=first_order"])

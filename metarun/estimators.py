@@ -75,6 +75,12 @@ def estimate(
         ConfigError: what `check_estimator` refuses.
     """
     check_estimator(estimator, steps, problem, learner.proximal)
+    if learner.path is not None and not isinstance(estimator, Evolution | Implicit):
+        raise ConfigError(
+            "algo.inner_optimizer=lbfgs: its steps are searched for, and no gradient leads back "
+            "through a search; use algo.estimator={solver: cg, iterations: 5} and algo.proximal, "
+            "or algo.inner_optimizer=sgd"
+        )
     match estimator:
         case "unrolled":
             return unrolled(problem, learner, steps, weights)

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from metarun.problem import Meta, Params
 
+# A learner, meta-parameters, support x and y [T, S, ...], steps -> parameters [T, ...] after each.
+Path = Callable[["Learner", Meta, Tensor, Tensor, int], Iterator[Params]]
+
 
 class Learner(NamedTuple):
     """Where tasks start, what each minimises, and how a gradient moves it.
@@ -28,6 +31,7 @@ class Learner(NamedTuple):
     update: Callable[[Meta, int, Params, Params], Params]  # step, adapted, gradient -> adapted
     adapted: frozenset[str]  # names that the inner loop moves; the others are held
     proximal: float = 0.0  # strength of the pull to the start that is part of the loss
+    path: Path | None = None  # how it adapts, where not by one `update` after the other
 
 
 def over_tasks(function: Callable[..., Any], *, shared: int, count: int) -> Callable[..., Any]:
@@ -107,6 +111,9 @@ def adapt(
     learner: Learner, meta: Meta, support_x: Tensor, support_y: Tensor, steps: int
 ) -> Iterator[Params]:
     """Yield every task's parameters [T, ...] after 0, 1, ..., `steps` steps, without graphs."""
+    if learner.path is not None:
+        yield from learner.path(learner, meta, support_x, support_y, steps)
+        return
     support = (support_x, support_y)
     with torch.no_grad():
         params = learner.start(meta, *support)

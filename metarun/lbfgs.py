@@ -1,9 +1,10 @@
-"""Limited-memory BFGS for many small convex problems side by side."""
+"""Limited-memory BFGS for many small problems side by side."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -16,22 +17,36 @@ DECREASE = 1e-4  # share of the slope's promise that a step must keep (Armijo)
 
 
 def minimise(objective: Objective, start: Tensor, iterations: int, tolerance: float) -> Tensor:
-    """Return the minima [T, D] of smooth strictly convex functions, one a task.
+    """Return the minima [T, D] of smooth strictly convex functions, one a task; see `iterates`."""
+    return deque(islice(iterates(objective, start, tolerance), iterations + 1), maxlen=1).pop()
 
-    Nocedal and Wright, 2006, algorithm 7.4, with a step that is halved until it decreases enough.
-    A task stops when every entry of its slope is at most `tolerance`, or no step decreases its
-    value any more. Tasks do not see each other: a task alone gives the same minimum.
+
+def iterates(
+    objective: Objective,
+    start: Tensor,
+    tolerance: float,
+    *,
+    pairs: int = PAIRS,
+    first: float | None = None,
+) -> Iterator[Tensor]:
+    """Yield points [T, D] that approach minima, the start first, until every task has stopped.
+
+    Nocedal and Wright, 2006, algorithm 7.4, with a step that is halved until it decreases enough,
+    so that no value ever rises; the first step is `first` times the slope, or of length 1 at
+    most. A task stops when every entry of its slope is at most `tolerance`, or no step decreases
+    its value any more. Tasks do not see each other: a task alone goes the same way.
     """
     point = start
+    yield point
     value, slope = objective(point)
     going = slope.abs().amax(1) > tolerance
-    steps: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=PAIRS)
-    for _ in range(iterations):
-        if not bool(going.any()):
-            break
+    steps: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=pairs)
+    while bool(going.any()):
         direction = -_times_inverse(slope, steps)
         promise = _dot(direction, slope)
-        length = torch.ones_like(value) if steps else 1 / slope.norm(dim=1).clamp_min(1)
+        length = torch.ones_like(value)
+        if not steps:
+            length = first * length if first else 1 / slope.norm(dim=1).clamp_min(1)
         after, new_value, new_slope, enough = _search(
             objective, point, value, direction, promise, torch.where(going, length, 0.0)
         )
@@ -43,7 +58,7 @@ def minimise(objective: Objective, start: Tensor, iterations: int, tolerance: fl
         point, slope = torch.where(moved, after, point), torch.where(moved, new_slope, slope)
         value = torch.where(moved[:, 0], new_value, value)
         going = going & enough & (slope.abs().amax(1) > tolerance)
-    return point
+        yield point
 
 
 def _search(

@@ -22,7 +22,15 @@ from metarun.tasks import Tasks
 
 DOUBLE = torch.float64
 SMOOTH = dict(bn_mode="transductive", adapt_norm=True, activation="tanh")
-PLAIN = dict(proximal=0.0, adapt="all", learn="all", rates="none", per_step=False, transform="raw")
+PLAIN = dict(
+    inner_optimizer="sgd",
+    proximal=0.0,
+    adapt="all",
+    learn="all",
+    rates="none",
+    per_step=False,
+    transform="raw",
+)
 maml = partial(whole_maml, **PLAIN)  # of the whole model, by the given rate
 
 

@@ -34,6 +34,7 @@ def adapters(
         own,
         inner_lr=inner_lr,
         steps=steps,
+        inner_optimizer="sgd",
         estimator=estimator,
         proximal=proximal,
         adapt=adapt,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from metarun.algorithms.base import (
     Count,
     MetaAlgorithm,
@@ -10,11 +12,13 @@ from metarun.algorithms.base import (
     adapting,
     masked_learner,
 )
+from metarun.errors import ConfigError
 from metarun.estimators import Estimator, estimate, is_exact, refuse_implicit
 from metarun.inner import pulled
 from metarun.masks import Mask, held_back, matched, moved, of_learned
 from metarun.problem import Meta, Params, Problem
 from metarun.rates import InnerRates, Rates, Transform, initial_rates, learned_descent
+from metarun.solve import searching
 
 
 def maml(
@@ -22,6 +26,7 @@ def maml(
     *,
     inner_lr: Rate,
     steps: Count,
+    inner_optimizer: Literal["sgd", "lbfgs"],
     estimator: Estimator,
     proximal: Pull,
     adapt: Mask,
@@ -37,11 +42,13 @@ def maml(
     head alone is ANIL (Raghu et al., 2020, arXiv:1909.09157), the body alone BOIL (Oh et al.,
     2021, arXiv:2008.08882). Rates may be learned with the start, down to one a parameter:
     Meta-SGD (Li et al., 2017, arXiv:1707.09835). With `proximal` the inner loss pulls to the start;
-    an implicit gradient of its solution is iMAML (Rajeswaran et al., 2019, arXiv:1909.04630).
+    an implicit gradient of its solution is iMAML (Rajeswaran et al., 2019, arXiv:1909.04630), for
+    which `inner_optimizer=lbfgs` solves, with `inner_lr` in its first step only.
     """
     adapted, learned = moved("algo.adapt", adapt, problem), matched("algo.learn", learn, problem)
     if rates != "none":
         refuse_implicit(estimator, f"rates (algo.rates={rates})")
+        _refuse_search(inner_optimizer, rates)
     inner = InnerRates(inner_lr, rates, per_step * steps, transform)
 
     def init(params: Params) -> Meta:
@@ -52,9 +59,19 @@ def maml(
         problem, learned_descent(inner), adapted, first_order=estimator == "first_order"
     )
     learner = pulled(learner, proximal)
+    if inner_optimizer == "lbfgs":
+        learner = searching(learner, inner_lr)
     return MetaAlgorithm(
         init,
         adapting(learner),
         of_learned(learner, lambda each: estimate(estimator, problem, each, steps)),
         exact=is_exact(estimator),
     )
+
+
+def _refuse_search(inner_optimizer: str, rates: Rates) -> None:
+    if inner_optimizer == "lbfgs":
+        raise ConfigError(
+            f"algo.inner_optimizer=lbfgs: searches for the lengths of its steps, which leaves "
+            f"nothing to learn for algo.rates={rates}; use algo.rates=none"
+        )

@@ -7,19 +7,29 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from metarun.errors import ConfigError
 from metarun.inner import Learner, leaves, over_tasks
 from metarun.lbfgs import iterates
 from metarun.problem import Meta, Params
+from metarun.rates import InnerRates
 
 PAIRS = 3  # past steps that it keeps, two parameter sets each; with 10 it is not faster
 
 
-def searching(learner: Learner, inner_lr: float) -> Learner:
-    """Return the learner that adapts by L-BFGS, its first step being `inner_lr` times the slope.
+def searching(learner: Learner, rates: InnerRates) -> Learner:
+    """Return the learner that adapts by L-BFGS, its first step being the rate times the slope.
 
     Its inner loss never rises. There is no way back through the search: only estimators that need
     the point where it ends, and not the way there, can be used with it.
+
+    Raises:
+        ConfigError: rates are to be learned.
     """
+    if rates.learned != "none":
+        raise ConfigError(
+            "algo.inner_optimizer=lbfgs: searches for the lengths of its steps, which leaves "
+            f"nothing to learn for algo.rates={rates.learned}; use algo.rates=none"
+        )
 
     def path(
         learner: Learner, meta: Meta, support_x: Tensor, support_y: Tensor, steps: int
@@ -42,7 +52,7 @@ def searching(learner: Learner, inner_lr: float) -> Learner:
             return losses.detach(), torch.cat([slope.flatten(1) for slope in slopes], 1)
 
         point = torch.cat([params[name].flatten(1) for name in names], 1)
-        points = iterates(objective, point, 0.0, pairs=PAIRS, first=inner_lr)
+        points = iterates(objective, point, 0.0, pairs=PAIRS, first=rates.inner_lr)
         for _ in range(steps + 1):
             point = next(points, point)
             yield params | at(point)

@@ -27,7 +27,7 @@ RUNS = {
         "maml": ("algo=maml", "algo.steps=3"),
         "maml-recompute": ("algo=maml", "algo.steps=3", "algo.estimator=recompute"),
         "fomaml": ("algo=fomaml", "algo.steps=3"),
-        "imaml": ("algo=imaml",),
+        "imaml": ("algo=imaml", "algo.inner_optimizer=sgd"),  # a search may turn by a rounding
         "clustered": ("algo=clustered", "algo.steps=3"),
         "transfer": ("algo=transfer",),
     }.items()

@@ -32,6 +32,7 @@ CORE |= {
     "nearest",
     "precision",
     "rates",
+    "solve",
 }
 HEAVY = ("torch", "wandb", "matplotlib", "scipy", "pandas")
 

@@ -12,7 +12,6 @@ from metarun.algorithms.base import (
     adapting,
     masked_learner,
 )
-from metarun.errors import ConfigError
 from metarun.estimators import Estimator, estimate, is_exact, refuse_implicit
 from metarun.inner import pulled
 from metarun.masks import Mask, held_back, matched, moved, of_learned
@@ -48,7 +47,6 @@ def maml(
     adapted, learned = moved("algo.adapt", adapt, problem), matched("algo.learn", learn, problem)
     if rates != "none":
         refuse_implicit(estimator, f"rates (algo.rates={rates})")
-        _refuse_search(inner_optimizer, rates)
     inner = InnerRates(inner_lr, rates, per_step * steps, transform)
 
     def init(params: Params) -> Meta:
@@ -60,18 +58,10 @@ def maml(
     )
     learner = pulled(learner, proximal)
     if inner_optimizer == "lbfgs":
-        learner = searching(learner, inner_lr)
+        learner = searching(learner, inner)
     return MetaAlgorithm(
         init,
         adapting(learner),
         of_learned(learner, lambda each: estimate(estimator, problem, each, steps)),
         exact=is_exact(estimator),
     )
-
-
-def _refuse_search(inner_optimizer: str, rates: Rates) -> None:
-    if inner_optimizer == "lbfgs":
-        raise ConfigError(
-            f"algo.inner_optimizer=lbfgs: searches for the lengths of its steps, which leaves "
-            f"nothing to learn for algo.rates={rates}; use algo.rates=none"
-        )

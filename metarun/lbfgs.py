@@ -42,22 +42,25 @@ def iterates(
     going = slope.abs().amax(1) > tolerance
     steps: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=pairs)
     while bool(going.any()):
-        direction = -_times_inverse(slope, steps)
+        direction = _times_inverse(slope, steps).neg_()
         promise = _dot(direction, slope)
         length = torch.ones_like(value)
         if not steps:
             length = first * length if first else 1 / slope.norm(dim=1).clamp_min(1)
-        after, new_value, new_slope, enough = _search(
-            objective, point, value, direction, promise, torch.where(going, length, 0.0)
+        length = torch.where(going, length, 0.0)
+        after, new_value, new_slope, length = _search(
+            objective, point, value, direction, promise, length
         )
-        moved = (going & enough)[:, None]
-        step = torch.where(moved, after - point, 0.0)
-        change = torch.where(moved, new_slope - slope, 0.0)
+        moved = length > 0
+        if not bool(moved.all()):  # where a task stays, so does everything about it
+            rows = moved[:, None]
+            after, new_slope = torch.where(rows, after, point), torch.where(rows, new_slope, slope)
+            new_value = torch.where(moved, new_value, value)
+        step, change = direction.mul_(length[:, None]), new_slope - slope
         curved = _dot(step, change)
         steps.append((step, change, torch.where(curved > 0, 1 / curved, 0.0)))
-        point, slope = torch.where(moved, after, point), torch.where(moved, new_slope, slope)
-        value = torch.where(moved[:, 0], new_value, value)
-        going = going & enough & (slope.abs().amax(1) > tolerance)
+        point, value, slope = after, new_value, new_slope
+        going = moved & (slope.abs().amax(1) > tolerance)
         yield point
 
 
@@ -69,14 +72,19 @@ def _search(
     promise: Tensor,
     length: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Halve each step until it decreases enough; return where, value, slope and whether it did."""
+    """Halve each length until its step decreases enough, or to 0; return where, value, slope, it.
+
+    What is not finite never decreases enough.
+    """
     halvings = 0
     while True:
-        after = point + length[:, None] * direction
+        after = torch.addcmul(point, direction, length[:, None])
         found, slope = objective(after)
-        enough = found <= value + DECREASE * length * promise
-        if halvings == HALVINGS or bool((enough | (length == 0)).all()):
-            return after, found, slope, enough
+        enough = (found <= value + DECREASE * length * promise) | (length == 0)
+        if bool(enough.all()):
+            return after, found, slope, length
+        if halvings == HALVINGS:
+            return after, found, slope, torch.where(enough, length, 0.0)
         length = torch.where(enough, length, 0.5 * length)
         halvings += 1
 
@@ -87,15 +95,15 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 def _times_inverse(slope: Tensor, steps: deque[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
     """Apply the estimated inverse Hessian; a pair whose weight is zero counts for nothing."""
-    found, shares = slope, list[Tensor]()
+    found, shares = slope.clone(), list[Tensor]()
     for step, change, weight in reversed(steps):
         share = weight * _dot(step, found)
-        found = found - share[:, None] * change
+        found.addcmul_(change, share[:, None], value=-1)
         shares.append(share)
     if steps:
         _, change, weight = steps[-1]
         scale = torch.where(weight > 0, 1 / (weight * _dot(change, change)), 1.0)
-        found = scale[:, None] * found
+        found.mul_(scale[:, None])
     for (step, change, weight), share in zip(steps, reversed(shares), strict=True):
-        found = found + (share - weight * _dot(change, found))[:, None] * step
+        found.addcmul_(step, (share - weight * _dot(change, found))[:, None])
     return found

@@ -13,7 +13,7 @@ from metarun.lbfgs import iterates
 from metarun.problem import Meta, Params
 from metarun.rates import InnerRates
 
-PAIRS = 3  # past steps that it keeps, two parameter sets each; with 10 it is not faster
+PAIRS = 2  # past steps that it keeps, two parameter sets each; more cost time and gain nothing
 
 
 def searching(learner: Learner, rates: InnerRates) -> Learner:

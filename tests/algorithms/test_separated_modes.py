@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 import torch
 from families import MIXTURE, begin, regression
-from oracles import DOUBLE, maml
+from oracles import DOUBLE, maml, outer
 
 from metarun.algorithms.base import MetaAlgorithm
 from metarun.algorithms.clustered import clustered
@@ -20,7 +20,6 @@ from metarun.evaluate import Scores, evaluate
 from metarun.outer import OuterOptimizer
 from metarun.parallel import Workers
 from metarun.problem import Meta, Problem
-from metarun.settings import Outer
 from metarun.tasks import Tasks
 
 STEPS = 2
@@ -42,20 +41,7 @@ BOUNDS: dict[str, Callable[[Problem], MetaAlgorithm]] = {
     "oracle": lambda on: multi_maml(on, **PLAIN, starts=2),
 }
 QUICK = ("clustered", "mixture", "tsamaml")
-OUTER = Outer(
-    optimizer="adam",
-    lr=0.02,
-    schedule="constant",
-    lr_min=0.0,
-    batch=12,
-    momentum=0.0,
-    eps=1e-8,
-    weight_decay=0.0,
-    clip=None,
-    on_divergence="raise",
-    max_skips=0,
-    diagnose=False,
-)
+BATCH = 12
 
 
 def levels(count: int, seed: int, apart: float) -> Tasks:
@@ -75,14 +61,14 @@ def levels(count: int, seed: int, apart: float) -> Tasks:
 
 
 def trained(algorithm: MetaAlgorithm, meta: Meta, apart: float) -> Meta:
-    optimizer = OuterOptimizer(OUTER, meta)
+    optimizer = OuterOptimizer(outer("adam", 0.02), meta)
     for step in range(150):
         if algorithm.turn is not None and step == algorithm.turn.step:
             turned = algorithm.turn.change(meta, [levels(algorithm.turn.tasks, 10**7, apart)])
             for group, params in turned.items():
                 for name, value in params.items():
                     meta[group][name].copy_(value)
-        found = algorithm.meta_grad(meta, levels(OUTER.batch, step, apart), step)
+        found = algorithm.meta_grad(meta, levels(BATCH, step, apart), step)
         optimizer.step(found.gradient, found.shift, 0.0)
     return meta
 

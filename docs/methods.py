@@ -48,7 +48,9 @@ metasgd's and mamlpp's values are with algo.transform=exp (metasgd, softplus: 1.
 and metacurvature's with outer.on_divergence=drop_tasks, which left out 39 and 1 of 625,000 tasks.
 imaml's values were taken before its conjugate gradient gave up diverged iterates; with that, the
 run on sinusoids diverged at meta-step 2,694. alfa's values on Omniglot were taken before its preset
-had a clip (outer.clip=1); on sinusoids it diverged without.
+had a clip (outer.clip=1); on sinusoids it diverged without. clustered's and mixture's on Omniglot
+were taken while their operations were counted 1.6 to 1.9 times too high, so that their budgets were
+as much smaller than the others'.
 
 Written by `python docs/methods.py SWEEP...`; the sweeps are
 

@@ -142,7 +142,7 @@ def _stride(steps: int, kept: int, sets: int) -> int:
     while comb(sets + again, sets) < stretches:
         again += 1
     beyond = min(stretches - 1, comb(sets - 1 + again, sets - 1))
-    return (stretches - beyond) * kept
+    return steps - beyond * kept
 
 
 def restart(learner: Learner, params: Params) -> Params:

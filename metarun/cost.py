@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from metarun.assemble import Experiment
 from metarun.chunks import in_chunks
@@ -29,10 +31,29 @@ def flops_per_meta_step(experiment: Experiment, meta: Meta) -> int:
     turned = [meta | algorithm.turn.change(meta, [tasks])] if algorithm.turn else []
     with without_kernels(experiment.problem.model):  # which are invisible to the counter
         for phase in (meta, *turned):
-            with FlopCounterMode(display=False) as counter:
+            with FlopCounterMode(display=False, custom_mapping=GROUPED) as counter:
                 in_chunks(algorithm.meta_grad, phase, tasks[:1], 0, 1)
             found.append(counter.get_total_flops())
     return max(found) * len(tasks)
+
+
+CONV_BACKWARD = torch.ops.aten.convolution_backward
+
+
+def _conv_backward(*args: Any, out_shape: Any) -> int:
+    """Count a convolution's backward pass.
+
+    Torch 2.13 counts the gradient of the weights as if every group saw every channel, and several
+    starts run side by side are groups.
+    """
+    *given, groups, (inputs, weights, bias) = args
+    counted: Callable[..., int] = flop_registry[CONV_BACKWARD]
+    of_inputs = counted(*given, groups, (inputs, False, bias), out_val=out_shape)
+    of_weights = counted(*given, groups, (False, weights, bias), out_val=out_shape)
+    return of_inputs + of_weights // groups
+
+
+GROUPED = {CONV_BACKWARD: _conv_backward}
 
 
 def peak_memory_bytes(device: torch.device) -> int:

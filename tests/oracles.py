@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from metarun.models.mlp import mlp
 from metarun.models.net import Net
 from metarun.models.resnet12 import resnet12
 from metarun.problem import Meta, Params, Problem
+from metarun.settings import Outer
 from metarun.tasks import Tasks
 
 DOUBLE = torch.float64
@@ -68,6 +70,24 @@ class Quadratic:
 
     def query_loss(self, params: Params, support_x: Tensor, x: Tensor, y: Tensor) -> Tensor:
         return self.loss(params, x, y)
+
+
+def outer(optimizer: Literal["sgd", "adam"], lr: float) -> Outer:
+    """Return an outer optimiser without anything more."""
+    return Outer(
+        optimizer=optimizer,
+        lr=lr,
+        schedule="constant",
+        lr_min=0.0,
+        batch=1,
+        momentum=0.0,
+        eps=1e-8,
+        weight_decay=0.0,
+        clip=None,
+        on_divergence="raise",
+        max_skips=0,
+        diagnose=False,
+    )
 
 
 def quadratic_tasks(count: int, size: int, seed: int = 0) -> Tasks:

@@ -8,6 +8,7 @@ import torch
 from oracles import DOUBLE
 
 from metarun.algorithms.base import MetaAlgorithm
+from metarun.algorithms.clustered import clustered
 from metarun.algorithms.mixture import mixture
 from metarun.algorithms.mmaml import mmaml
 from metarun.algorithms.tsamaml import tsamaml
@@ -30,10 +31,21 @@ MIXTURE: dict[str, Any] = dict(
     spread=0.4,
     balance=0.0,
 )
+HARD: dict[str, Any] = dict(
+    **PLAIN,
+    starts=3,
+    assign="after",
+    folds=2,
+    graded_by="support",
+    warm_up=0,
+    spread=0.4,
+    balance=0.1,
+)
 TSA: dict[str, Any] = dict(
     **PLAIN, starts=2, warm_up=3, tasks=12, cluster_on="body", cluster_steps=5
 )
 MANY = {
+    "clustered": lambda on: clustered(on, **HARD),
     "mixture-em": lambda on: mixture(on, **MIXTURE),
     "mixture-em-start": lambda on: mixture(on, **{**MIXTURE, "combine": "parameters"}),
     "mixture-gate": lambda on: mixture(on, **{**MIXTURE, "weights": "gate"}),

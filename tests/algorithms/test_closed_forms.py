@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracles import DOUBLE, Quadratic, imaml, maml
+from oracles import DOUBLE, Quadratic, imaml, maml, outer
 from quadratics import EYE, PROBLEM, RATE, SIZE, TASKS, THETA, gradient, mean, pull, solved
 from torch import Tensor
 
@@ -15,7 +15,19 @@ from metarun.algorithms.reptile import reptile
 from metarun.errors import ConfigError
 from metarun.estimators import Evolution, Truncated
 from metarun.inner import gradient_descent
+from metarun.outer import OuterOptimizer
 from metarun.tasks import Tasks
+
+
+def test_adaptation() -> None:
+    """phi_K is a + M^K (theta - a) after every number of steps."""
+    algorithm = maml(PROBLEM, inner_lr=RATE, steps=1, estimator="adjoint")
+    meta = algorithm.init(PROBLEM.initial())
+    curve = algorithm.adapt(meta, TASKS.support_x, TASKS.support_y, 10)
+    for steps, found in enumerate(curve):
+        expected = torch.stack([solved(t, steps)[0] for t in range(len(TASKS))])
+        torch.testing.assert_close(found["phi"], expected, rtol=1e-13, atol=1e-14)
+    assert steps == 10
 
 
 @pytest.mark.parametrize("steps", [1, 3, 10])
@@ -140,6 +152,7 @@ def test_reptile(steps: int) -> None:
 # The end of training on two scalar tasks: curvatures 1 and 0.1,
 # minima 0 and 1, support loss = query loss, inner rate 0.5.
 FIXED_POINTS = {
+    "joint": (0.090909, 0.090909, 0.090909),  # no inner steps: weights A
     "maml": (0.265246, 0.983951, 0.999973),
     "fomaml": (0.159664, 0.712321, 0.983951),
     "truncated": (0.265246, 0.824702, 0.991489),  # weights A c^(K+1)
@@ -159,6 +172,7 @@ def test_fixed_point_of_two_tasks(name: str, index: int, steps: int) -> None:
     )
     scalar = Quadratic(1)
     algorithm = {
+        "joint": lambda: maml(scalar, **{**plain, "steps": 0}),
         "maml": lambda: maml(scalar, **plain),
         "fomaml": lambda: maml(scalar, **{**plain, "estimator": "first_order"}),
         "truncated": lambda: maml(scalar, **{**plain, "estimator": Truncated(last=1)}),
@@ -190,3 +204,8 @@ def test_fixed_point_of_two_tasks(name: str, index: int, steps: int) -> None:
     low, high = (float(f.gradient["params"]["phi"]) for f in found)
     root = low / (low - high)  # the gradient is linear: where it crosses zero is the fixed point
     assert root == pytest.approx(FIXED_POINTS[name][index], abs=1e-6)
+    optimizer = OuterOptimizer(outer("sgd", 0.999 / (high - low)), meta)
+    for step in range(2):  # a thousandth is left by each
+        there = algorithm.meta_grad(meta, tasks, step)
+        optimizer.step(there.gradient, there.shift, 0.0)
+    assert float(meta["params"]["phi"]) == pytest.approx(root, abs=1e-6)

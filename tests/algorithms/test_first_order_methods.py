@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracles import DOUBLE, distance, image_tasks, problem
+from oracles import DOUBLE, distance, image_tasks, outer, problem
 
 from metarun.algorithms.base import plain_learner
 from metarun.algorithms.reptile import reptile
@@ -12,14 +12,11 @@ from metarun.algorithms.signmaml import sign_descent, signmaml
 from metarun.chunks import map_meta
 from metarun.estimators import estimate
 from metarun.outer import OuterOptimizer
-from metarun.settings import Outer
 from metarun.tasks import Tasks
 
 ON = problem("conv4-none")
 TASKS = image_tasks("conv4-none")
 WALK = dict(inner_lr=0.02, steps=4, batch=5, beta2=0.9)
-PLAIN = dict(lr=1.0, batch=1, schedule="constant", lr_min=0.0, momentum=0.0, eps=1e-8)
-REST = dict(weight_decay=0.0, clip=None, on_divergence="raise", max_skips=0, diagnose=False)
 
 
 def start(algorithm):
@@ -43,9 +40,7 @@ def test_an_outer_rate_of_one_on_one_task_ends_where_its_training_ends(optimizer
     meta, task = start(algorithm), joined(TASKS[:1])
     *_, trained = algorithm.adapt(meta, task.support_x, task.support_y, WALK["steps"])
     found = algorithm.meta_grad(meta, TASKS[:1], 0)
-    OuterOptimizer(Outer(optimizer="sgd", **PLAIN, **REST), meta).step(
-        found.gradient, found.shift, 0.0
-    )
+    OuterOptimizer(outer("sgd", 1.0), meta).step(found.gradient, found.shift, 0.0)
     for name, value in meta["params"].items():
         torch.testing.assert_close(value, trained[name][0], rtol=1e-14, atol=1e-15)
 

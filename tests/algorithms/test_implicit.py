@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from cases import CASES
-from oracles import DOUBLE, distance, finite_difference, image_tasks, imaml, problem
+from oracles import (
+    DOUBLE,
+    Quadratic,
+    distance,
+    finite_difference,
+    image_tasks,
+    imaml,
+    problem,
+    quadratic_tasks,
+)
 from quadratics import EYE, PROBLEM, RATE, SIZE, TASKS, THETA, gradient, mean, pull
 from torch import Tensor
 
 from metarun.algorithms.base import MetaAlgorithm, plain_start
 from metarun.chunks import map_meta
-from metarun.config import compose_job
+from metarun.config import check, compose_job
 from metarun.errors import ConfigError
 from metarun.estimators import Implicit
 from metarun.implicit import conjugate_gradient, implicit
@@ -139,6 +149,61 @@ def test_conjugate_gradient_is_exact_after_as_many_steps_as_dimensions() -> None
         residuals.append(residual)
     torch.testing.assert_close(solution[0], exact, rtol=1e-9, atol=1e-10)
     assert residuals[-1].max() < 1e-10 < residuals[0].min()
+
+
+def test_conjugate_gradient_comes_nearer_with_every_step() -> None:
+    """In the matrix's norm and in length: Hestenes and Stiefel, 1952. The residual may rise."""
+    target = [torch.randn(4, SIZE, dtype=DOUBLE)]
+    exact = torch.linalg.solve(TASKS.support_x, target[0])
+
+    def product(vector):
+        return [(TASKS.support_x @ vector[0][:, :, None])[:, :, 0]]
+
+    left = [exact]
+    for steps in range(1, SIZE + 1):
+        solution, _ = conjugate_gradient(product, target, steps, 0.0, 1.0)
+        left.append(exact - solution[0])
+    for size in (
+        lambda e: (e * product([e])[0]).sum(1),
+        lambda e: e.square().sum(1),
+    ):
+        for before, after in pairwise(size(e) for e in left):
+            assert (after < before).all()
+
+
+SMALL = 5  # as many dimensions as the shipped solver takes steps
+
+
+def shipped(**settings: object) -> MetaAlgorithm:
+    """Return iMAML as it is shipped, with some settings changed."""
+    part = check(compose_job(["dataset=sinusoid", "algo=imaml"])).parts["algo"]
+    return part.factory(Quadratic(SMALL), **{**part.values, **settings})
+
+
+@pytest.mark.parametrize(("inner_optimizer", "found_to"), [("lbfgs", 1e-8), ("sgd", 1e-12)])
+def test_what_is_shipped_is_the_gradient_through_the_regularised_solution(
+    inner_optimizer: str, found_to: float
+) -> None:
+    """phi* solves (A + lambda I) phi = A a + lambda theta, here differentiated as it stands.
+
+    A search ends where values fall no more, which is the square root of a rounding away.
+    """
+    tasks, strength = quadratic_tasks(4, SMALL), 1.5
+    algorithm = shipped(
+        inner_lr=RATE, steps=200, proximal=strength, inner_optimizer=inner_optimizer
+    )
+    meta = algorithm.init(Quadratic(SMALL).initial())
+    theta = meta["params"]["phi"].clone().requires_grad_()
+    a = tasks.support_x
+    force = (a @ tasks.support_y[:, :, None])[:, :, 0] + strength * theta
+    phi = torch.linalg.solve(a + strength * torch.eye(SMALL, dtype=DOUBLE), force)
+    *_, end = algorithm.adapt(meta, tasks.support_x, tasks.support_y, 200)
+    torch.testing.assert_close(end["phi"], phi.detach(), rtol=0, atol=found_to)
+    apart = phi - tasks.query_y
+    loss = 0.5 * (apart * (tasks.query_x @ apart[:, :, None])[:, :, 0]).sum(1).mean()
+    (expected,) = torch.autograd.grad(loss, theta)
+    found = algorithm.meta_grad(meta, tasks, 0).gradient["params"]["phi"]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)  # its solver's tolerance
 
 
 def test_an_indefinite_matrix_never_gives_worse_than_first_order() -> None:

@@ -34,7 +34,7 @@ def check(method: str, peaks: dict[int, int], parameters: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["unrolled", "adjoint", "recompute", "implicit"])
+@pytest.mark.parametrize("method", ["unrolled", "adjoint", "recompute", "implicit", "first_order"])
 def test_peak_memory_of_a_meta_gradient(method: str) -> None:
     found = {steps: memory.measure(method, steps) for steps in (1, 16, 64)}
     peaks = {steps: one["peak_bytes"] for steps, one in found.items()}

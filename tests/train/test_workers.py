@@ -21,8 +21,7 @@ def test_workers_give_the_loop_s_gradient_and_the_same_bits(model: str, estimato
     assert algorithm.meta_grad is not None
     meta, tasks = algorithm.init(on.initial()), image_tasks(model, 8)
     alone, _ = in_chunks(algorithm.meta_grad, meta, tasks, 0, 2)
-    workers = Workers(4)
-    for _ in range(5):
+    for workers in map(Workers, (1, 2, 4, 4, 4, 4, 4)):
         together, _ = in_chunks(algorithm.meta_grad, meta, tasks, 0, 2, workers)
         assert distance(together.gradient, alone.gradient) == 0.0
         assert torch.equal(together.losses, alone.losses)

@@ -120,11 +120,16 @@ def _arguments(argv: list[str]) -> tuple[list[Path], dict[str, str]]:
         elif equals and named_folder(word) is None:
             hint = did_you_mean(key, ("reference", "out"))
             raise ConfigError(f"{key}: no such setting{hint}; compare takes reference, out")
-        else:
+        elif not _is_comparison(Path(word)):
             folders.append(find_folder("compare", word))
     if not folders:
         raise ConfigError(f"compare: no folder given; {USAGE}")
     return folders, options
+
+
+def _is_comparison(path: Path) -> bool:
+    """Tell whether an earlier comparison left this file, which outputs/* names too."""
+    return path.name.startswith("comparison") and path.is_file()
 
 
 def _named(section: Section, name: str) -> bool:

@@ -28,6 +28,12 @@ NAMESPACES = {  # where a group's factory may live; $METARUN_ALLOW adds more, ne
     "hardware": "metarun.hardware.",
     "tracking": "metarun.tracking.",
 }
+IDLE = (  # of outer: a setting, its default, and the choices without which it does nothing
+    ("lr_min", 0.0, "schedule", ("cosine", "linear")),
+    ("momentum", 0.0, "optimizer", ("sgd", "rmsprop")),
+    ("eps", 1e-8, "optimizer", ("adam", "adamw", "rmsprop")),
+    ("max_skips", 10, "on_divergence", ("skip_step", "drop_tasks")),
+)
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
 NAME = re.compile(r"[A-Za-z0-9][\w.=,+-]{0,119}", re.ASCII)
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -235,16 +241,13 @@ def _check_together(sections: Mapping[str, Any], parts: Mapping[str, Part]) -> N
             )
     if outer.lr_min > outer.lr:
         raise ConfigError(f"outer.lr_min: {outer.lr_min:g} is above outer.lr={outer.lr:g}")
-    if outer.lr_min and outer.schedule == "constant":
-        raise ConfigError(
-            f"outer.lr_min: {outer.lr_min:g} does nothing with outer.schedule=constant; set "
-            "outer.lr_min=0, or outer.schedule=cosine or linear"
-        )
-    if outer.momentum and outer.optimizer in ("adam", "adamw"):
-        raise ConfigError(
-            f"outer.momentum: {outer.momentum:g} does nothing with outer.optimizer="
-            f"{outer.optimizer}; set outer.momentum=0, or outer.optimizer=sgd or rmsprop"
-        )
+    for key, default, by, users in IDLE:
+        value, chosen = getattr(outer, key), getattr(outer, by)
+        if value != default and chosen not in users:
+            raise ConfigError(
+                f"outer.{key}: {value:g} does nothing with outer.{by}={chosen}; set "
+                f"outer.{key}={default:g}, or outer.{by}={', '.join(users[:-1])} or {users[-1]}"
+            )
     if budget.unit in ("meta_steps", "examples") and not budget.total.is_integer():
         raise ConfigError(
             f"budget.total: {budget.total:g} is not allowed; must be a whole number of "

@@ -87,6 +87,18 @@ CASES = {
         (*REGRESSION, "outer.momentum=0.9"),
         ("outer.momentum: 0.9 does nothing with outer.optimizer=adam", "sgd or rmsprop"),
     ),
+    "momentum-of-adamw": Case(
+        (*REGRESSION, "outer.optimizer=adamw", "outer.momentum=0.9"),
+        ("outer.momentum: 0.9 does nothing with outer.optimizer=adamw; set outer.momentum=0, or",),
+    ),
+    "eps-of-sgd": Case(
+        (*REGRESSION, "outer.optimizer=sgd", "outer.eps=1e-3"),
+        ("outer.eps: 0.001 does nothing with outer.optimizer=sgd", "adam, adamw or rmsprop"),
+    ),
+    "skips-of-a-run-that-stops-at-once": Case(
+        (*REGRESSION, "outer.max_skips=3"),
+        ("outer.max_skips: 3 does nothing with outer.on_divergence=raise; set outer.max_skips=10",),
+    ),
     "floor-of-a-constant-rate": Case(
         (*REGRESSION, "algo=mamlpp", "outer.schedule=constant"),
         ("outer.lr_min: 1e-05 does nothing with outer.schedule=constant; set outer.lr_min=0",),

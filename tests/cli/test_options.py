@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
@@ -11,6 +12,7 @@ from metarun.compose import compose, parse, resolved
 from metarun.config import check, compose_job
 from metarun.errors import ConfigError
 from metarun.paths import run_name
+from metarun.settings import Outer
 
 CONF = Path(__file__).parents[2] / "conf"
 NEEDS = {"folder": ["dataset.path=somewhere"]}
@@ -82,3 +84,26 @@ def test_choices_are_recorded() -> None:
     assert plain["choices"]["model"] == "mlp"
     assert not [key for key in plain["choices"] if key.startswith("hydra")]
     assert run_name(plain).startswith("fomaml-sinusoid-")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "by", "users"),
+    [
+        ("lr_min", "1e-6", "schedule", {"linear", "cosine"}),
+        ("momentum", "0.9", "optimizer", {"sgd", "rmsprop"}),
+        ("eps", "0.1", "optimizer", {"adam", "adamw", "rmsprop"}),
+        ("max_skips", "3", "on_divergence", {"skip_step", "drop_tasks"}),
+    ],
+)
+def test_an_outer_setting_is_allowed_where_something_uses_it(
+    key: str, value: str, by: str, users: set[str]
+) -> None:
+    """Its default is allowed everywhere."""
+    for choice in get_args(get_type_hints(Outer)[by]):
+        words = [f"outer.{by}={choice}"]
+        check(compose_job(words))
+        if choice in users:
+            check(compose_job([*words, f"outer.{key}={value}"]))
+        else:
+            with pytest.raises(ConfigError, match=f"outer.{key}: .* does nothing with .*{choice}"):
+                check(compose_job([*words, f"outer.{key}={value}"]))

@@ -19,7 +19,7 @@ from metarun.errors import ConfigError
 from metarun.nearest import shown, unknown
 from metarun.paths import conf_dir
 from metarun.schema import Parameter, checked, converted, parameters
-from metarun.settings import GROUPS, SECTIONS, Count
+from metarun.settings import GROUPS, SECTIONS, Count, Outer
 
 NAMESPACES = {  # where a group's factory may live; $METARUN_ALLOW adds more, never a configuration
     "algo": "metarun.algorithms.",
@@ -38,6 +38,7 @@ DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
 NAME = re.compile(r"[A-Za-z0-9][\w.=,+-]{0,119}", re.ASCII)
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+SUGGESTED = {"outer_schedule": parameters(Outer)["schedule"].annotation}  # all else is a number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +115,7 @@ def check(config: Mapping[str, Any]) -> Checked:
     seed = converted("seed", config["seed"], Seed)
     name = checked_name(config["name"])
     for key, value in config["suggest"].items():
-        converted(f"suggest.{key}", value, Number)
+        converted(f"suggest.{key}", value, SUGGESTED.get(key, Number))
     sections = {key: _section(key, key, config[key], of) for key, of in SECTIONS.items()}
     search = _section("search", _called("search", choices), config["search"], Search)
     parts = {group: _part(group, config[group], choices) for group in NAMESPACES}

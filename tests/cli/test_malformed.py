@@ -57,6 +57,11 @@ CASES = {
     "negative-shots": Case(("task.shots=-1",), ("task.shots: -1 ", "at least 1")),
     "zero-queries": Case(("task.queries=0",), ("task.queries: 0 ", "at least 1")),
     "zero-steps": Case(("algo.steps=0",), ("algo.steps: 0 ", "at least 1")),
+    "suggested-schedule": Case(
+        ("suggest.outer_schedule=cosin",),
+        ('suggest.outer_schedule: "cosin" ', "did you mean cosine?", "constant, cosine, linear"),
+    ),
+    "suggested-rate": Case(("suggest.outer_lr=fast",), ('suggest.outer_lr: "fast" ', "a number")),
     "negative-rate": Case(("algo.inner_lr=-0.1",), ("algo.inner_lr: -0.1 ", "above 0")),
     "no-tasks": Case(("test.tasks=0",), ("test.tasks: 0 ", "at least 2")),
     "negative-seed": Case(("seed=-1",), ("seed: -1 ", "at least 0")),

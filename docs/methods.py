@@ -34,7 +34,8 @@ inner steps of Adam and 50 at test.
 
 Omniglot's presets test after at most 3 inner steps, as MAML's paper does. Methods that adapt more
 slowly, such as transfer, scratch and imaml, would gain from more (test.steps, validation.steps).
-Reptile runs with its preset's Adam outside; the authors step by plain interpolation, see its YAML.
+Reptile's outer loop is the authors' plain interpolation; with Adam and the other methods' schedule
+outside, it came to 57.5 ± 2.0, 20.6 ± 1.3, 2.412 ± 0.187 and 2.022 ± 0.205 in the same budgets.
 
 Omniglot: random split, rotations at test too, Conv-4 with 64 strided filters, batch normalisation
 transductive, 1 query a class. The published values have the same network, except where

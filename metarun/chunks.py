@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from metarun.algorithms.base import Turn
 from metarun.errors import MemoryExhaustedError
 from metarun.metagradient import MetaGrad, MetaGradient
 from metarun.parallel import Workers
@@ -15,6 +17,7 @@ from metarun.problem import Meta
 from metarun.tasks import Tasks
 
 Found = TypeVar("Found")
+REMEDY = "a smaller model, fewer queries or algo.estimator=recompute"
 
 
 def in_chunks(
@@ -37,8 +40,20 @@ def in_chunks(
     def attempt(size: int) -> MetaGradient:
         return _mean(meta_grad, meta, tasks, step, size, workers or Workers(1))
 
-    remedy = "a smaller model, fewer queries or algo.estimator=recompute"
-    return halving(attempt, min(chunk, len(tasks)), remedy)
+    return halving(attempt, min(chunk, len(tasks)), REMEDY)
+
+
+def turned(turn: Turn, meta: Meta, draw: Callable[[int], Iterable[Tasks]], chunk: int) -> Meta:
+    """Carry out a change between two phases `chunk` tasks at a time; return what it changes.
+
+    `draw` gives the change's tasks in chunks of a size. A chunk that does not fit into memory is
+    halved and the change begun again.
+
+    Raises:
+        MemoryExhaustedError: even one task at a time does not fit.
+    """
+    remedy = "a smaller model or fewer algo.tasks"
+    return halving(lambda size: turn.change(meta, draw(size)), chunk, remedy)[0]
 
 
 def halving(attempt: Callable[[int], Found], chunk: int, remedy: str) -> tuple[Found, int]:
@@ -50,17 +65,29 @@ def halving(attempt: Callable[[int], Found], chunk: int, remedy: str) -> tuple[F
         MemoryExhaustedError: one task alone does not fit; use the remedy.
     """
     while True:
+        if chunk == 1:
+            with memory_told("even one task at a time does not fit into", remedy):
+                return attempt(1), 1
         try:
             return attempt(chunk), chunk
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
-            if chunk == 1:
-                raise MemoryExhaustedError(
-                    "one task alone does not fit into the device's memory "
-                    f"({str(error).splitlines()[0]}); use {remedy}"
-                ) from error
         chunk = (chunk + 1) // 2  # here the failed attempt's tensors are let go of
+
+
+@contextmanager
+def memory_told(
+    what: str = "what a run needs does not fit into", remedy: str = REMEDY
+) -> Generator[None]:
+    """Turn a shortage of memory inside the block into a MemoryExhaustedError of one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        said = str(error).splitlines()[0]
+        raise MemoryExhaustedError(f"{what} the device's memory ({said}); use {remedy}") from error
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 from metarun.errors import ConfigError, DataError, MetarunError
 from metarun.files import prepare_folder, write_atomic
 from metarun.nearest import did_you_mean
+from metarun.paths import find_folder, named_folder
 from metarun.report.pairing import section
 from metarun.report.pooling import distinct
 from metarun.report.result import Comparison, Section, to_json
@@ -116,14 +117,19 @@ def _arguments(argv: list[str]) -> tuple[list[Path], dict[str, str]]:
             if not value:
                 raise ConfigError(f"{key}: empty; {USAGE}")
             options[key] = value
-        elif equals and not Path(word).exists():
+        elif equals and named_folder(word) is None:
             hint = did_you_mean(key, ("reference", "out"))
             raise ConfigError(f"{key}: no such setting{hint}; compare takes reference, out")
-        else:
-            folders.append(Path(word))
+        elif not _is_comparison(Path(word)):
+            folders.append(find_folder("compare", word))
     if not folders:
         raise ConfigError(f"compare: no folder given; {USAGE}")
     return folders, options
+
+
+def _is_comparison(path: Path) -> bool:
+    """Tell whether an earlier comparison left this file, which outputs/* names too."""
+    return path.name.startswith("comparison") and path.is_file()
 
 
 def _named(section: Section, name: str) -> bool:

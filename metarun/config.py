@@ -19,7 +19,7 @@ from metarun.errors import ConfigError
 from metarun.nearest import shown, unknown
 from metarun.paths import conf_dir
 from metarun.schema import Parameter, checked, converted, parameters
-from metarun.settings import GROUPS, SECTIONS, Count
+from metarun.settings import GROUPS, SECTIONS, Count, Outer
 
 NAMESPACES = {  # where a group's factory may live; $METARUN_ALLOW adds more, never a configuration
     "algo": "metarun.algorithms.",
@@ -28,10 +28,17 @@ NAMESPACES = {  # where a group's factory may live; $METARUN_ALLOW adds more, ne
     "hardware": "metarun.hardware.",
     "tracking": "metarun.tracking.",
 }
+IDLE = (  # of outer: a setting, its default, and the choices without which it does nothing
+    ("lr_min", 0.0, "schedule", ("cosine", "linear")),
+    ("momentum", 0.0, "optimizer", ("sgd", "rmsprop")),
+    ("eps", 1e-8, "optimizer", ("adam", "adamw", "rmsprop")),
+    ("max_skips", 10, "on_divergence", ("skip_step", "drop_tasks")),
+)
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
 NAME = re.compile(r"[A-Za-z0-9][\w.=,+-]{0,119}", re.ASCII)
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+SUGGESTED = {"outer_schedule": parameters(Outer)["schedule"].annotation}  # all else is a number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +115,7 @@ def check(config: Mapping[str, Any]) -> Checked:
     seed = converted("seed", config["seed"], Seed)
     name = checked_name(config["name"])
     for key, value in config["suggest"].items():
-        converted(f"suggest.{key}", value, Number)
+        converted(f"suggest.{key}", value, SUGGESTED.get(key, Number))
     sections = {key: _section(key, key, config[key], of) for key, of in SECTIONS.items()}
     search = _section("search", _called("search", choices), config["search"], Search)
     parts = {group: _part(group, config[group], choices) for group in NAMESPACES}
@@ -235,16 +242,13 @@ def _check_together(sections: Mapping[str, Any], parts: Mapping[str, Part]) -> N
             )
     if outer.lr_min > outer.lr:
         raise ConfigError(f"outer.lr_min: {outer.lr_min:g} is above outer.lr={outer.lr:g}")
-    if outer.lr_min and outer.schedule == "constant":
-        raise ConfigError(
-            f"outer.lr_min: {outer.lr_min:g} does nothing with outer.schedule=constant; set "
-            "outer.lr_min=0, or outer.schedule=cosine or linear"
-        )
-    if outer.momentum and outer.optimizer in ("adam", "adamw"):
-        raise ConfigError(
-            f"outer.momentum: {outer.momentum:g} does nothing with outer.optimizer="
-            f"{outer.optimizer}; set outer.momentum=0, or outer.optimizer=sgd or rmsprop"
-        )
+    for key, default, by, users in IDLE:
+        value, chosen = getattr(outer, key), getattr(outer, by)
+        if value != default and chosen not in users:
+            raise ConfigError(
+                f"outer.{key}: {value:g} does nothing with outer.{by}={chosen}; set "
+                f"outer.{key}={default:g}, or outer.{by}={', '.join(users[:-1])} or {users[-1]}"
+            )
     if budget.unit in ("meta_steps", "examples") and not budget.total.is_integer():
         raise ConfigError(
             f"budget.total: {budget.total:g} is not allowed; must be a whole number of "

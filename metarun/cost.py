@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from metarun.assemble import Experiment
-from metarun.chunks import in_chunks
+from metarun.chunks import in_chunks, turned
 from metarun.models.layers import without_kernels
 from metarun.problem import Meta
 
@@ -28,9 +28,12 @@ def flops_per_meta_step(experiment: Experiment, meta: Meta) -> int:
     if algorithm.meta_grad is None:
         return 0
     tasks, found = experiment.batch(0), list[int]()
-    turned = [meta | algorithm.turn.change(meta, [tasks])] if algorithm.turn else []
+    phases = [meta]
+    if algorithm.turn is not None:
+        at_once = min(experiment.tasks_at_once(), len(tasks))
+        phases.append(meta | turned(algorithm.turn, meta, tasks.chunks, at_once))
     with without_kernels(experiment.problem.model):  # which are invisible to the counter
-        for phase in (meta, *turned):
+        for phase in phases:
             with FlopCounterMode(display=False, custom_mapping=GROUPED) as counter:
                 in_chunks(algorithm.meta_grad, phase, tasks[:1], 0, 1)
             found.append(counter.get_total_flops())

@@ -24,20 +24,26 @@ def is_finite(found: MetaGradient, norm: torch.Tensor) -> bool:
 
 
 def without_bad_tasks(
-    algorithm: MetaAlgorithm, meta: Meta, tasks: Tasks, step: int
+    algorithm: MetaAlgorithm, meta: Meta, tasks: Tasks, step: int, chunk: int
 ) -> tuple[MetaGradient | None, list[int]]:
-    """Recompute over the tasks that are finite alone; return also the positions left out."""
+    """Recompute over the tasks that are finite alone; return also the positions left out.
+
+    `chunk` tasks at a time, which fitted into memory with the bad ones among them.
+
+    Raises:
+        MemoryExhaustedError: one task alone does not fit.
+    """
     assert algorithm.meta_grad is not None
     good: list[int] = []
     for position, one in enumerate(tasks.chunks(1)):
-        found = algorithm.meta_grad(meta, one, step)
+        found, _ = in_chunks(algorithm.meta_grad, meta, one, step, 1)
         if torch.isfinite(found.losses).all() and first_bad(found.gradient) is None:
             good.append(position)
     bad = [position for position in range(len(tasks)) if position not in good]
     if not good:
         return None, bad
     kept = tasks[torch.tensor(good, device=tasks.mode.device)]
-    return in_chunks(algorithm.meta_grad, meta, kept, step, len(kept))[0], bad
+    return in_chunks(algorithm.meta_grad, meta, kept, step, chunk)[0], bad
 
 
 def first_bad(tree: Meta) -> str | None:

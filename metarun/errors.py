@@ -42,7 +42,7 @@ class StorageError(MetarunError, OSError):
 
 
 class MemoryExhaustedError(MetarunError):
-    """Not even one task fits into the device's memory."""
+    """The device's memory does not hold what a run needs, however few tasks at a time."""
 
     exit_code = 6
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -14,9 +13,8 @@ from metarun.config import check, compose_job
 from metarun.data.fetch import data_root
 from metarun.errors import ConfigError
 from metarun.files import prepare_folder, write_atomic
-from metarun.nearest import did_you_mean
 from metarun.outcome import outcome_file, score_file, task_list, versions
-from metarun.paths import config_digest, outputs_root
+from metarun.paths import config_digest, find_folder, named_folder
 from metarun.records import masked
 from metarun.run import DONE, read_config
 from metarun.settings import GROUPS
@@ -37,9 +35,11 @@ def main(argv: list[str]) -> int:
         CheckpointError: the run has no usable checkpoint.
         DivergedError: some task's score is not finite.
     """
-    if not argv or "=" in argv[0]:
+    if not argv or ("=" in argv[0] and named_folder(argv[0]) is None):
         raise ConfigError("evaluate: name a run folder first, as in metarun evaluate outputs/NAME")
-    folder = find_run(argv[0])
+    folder = find_folder("evaluate", argv[0])
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError(f"evaluate: {folder} is not a run folder; a run folder holds config.yaml")
     trained = read_config(folder)
     finished = manifest.outcome(folder)
     if finished is None or finished["status"] != DONE:
@@ -87,22 +87,6 @@ def main(argv: list[str]) -> int:
     console.outcome(found)
     console.say(f"written: {place}")
     return 0
-
-
-def find_run(word: str) -> Path:
-    """Return the folder that a word names: a path, or a name below the output root.
-
-    Raises:
-        ConfigError: there is no run; the nearest name is given.
-    """
-    for folder in (Path(word), outputs_root() / word):
-        if (folder / "config.yaml").is_file():
-            return folder
-    names = [path.parent.name for path in outputs_root().glob("*/config.yaml")]
-    raise ConfigError(
-        f"evaluate: {word} is not a run folder{did_you_mean(word, names)}; a run folder holds "
-        "config.yaml"
-    )
 
 
 def with_overrides(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:

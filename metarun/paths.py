@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from metarun.errors import ConfigError
+from metarun.nearest import did_you_mean
 
 MARK = Path("hydra") / "help" / "metarun.yaml"  # tells our conf/ from any other folder called so
 NO_EFFECT = ("tracking", "launch", "search", "name", "choices", "suggest", "checkpoints")
@@ -38,6 +39,25 @@ def conf_dir() -> Path:
 def outputs_root() -> Path:
     """Return the absolute folder that holds all runs: $METARUN_OUTPUTS, else ./outputs."""
     return Path(os.environ.get("METARUN_OUTPUTS") or "outputs").absolute()
+
+
+def named_folder(word: str) -> Path | None:
+    """Return the folder that a word names, as a path or as a name below the output root."""
+    places = (Path(word), outputs_root() / word)
+    return next((place for place in places if os.path.isdir(place)), None)
+
+
+def find_folder(verb: str, word: str) -> Path:
+    """Return the folder that a word of `metarun VERB` names; see `named_folder`.
+
+    Raises:
+        ConfigError: there is none; the nearest name below the output root is given.
+    """
+    if folder := named_folder(word):
+        return folder
+    there = [place.name for place in (outputs_root() / word).parent.glob("*") if place.is_dir()]
+    near = did_you_mean(Path(word).name, there)
+    raise ConfigError(f"{verb}: {word}: no such folder{near}, here or in {outputs_root()}")
 
 
 def run_name(config: Mapping[str, Any]) -> str:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from metarun import manifest
 from metarun.errors import ConfigError
-from metarun.nearest import did_you_mean
-from metarun.paths import outputs_root
+from metarun.paths import find_folder
 
 USAGE = "usage: metarun resume DIR"
 
@@ -23,7 +20,7 @@ def main(argv: list[str]) -> int:
         return 0
     if len(argv) != 1:
         raise ConfigError(f"resume: takes one folder, and settings stay as they are; {USAGE}")
-    folder = _folder(argv[0])
+    folder = find_folder("resume", argv[0]).absolute()
     if (folder / "config.yaml").is_file():
         from metarun.run import run_job
         from metarun.yamlfile import read
@@ -38,13 +35,3 @@ def main(argv: list[str]) -> int:
     header, _ = manifest.latest(entries)
     command = parse(header["command"][1:])
     return sweep.run(command, compose(command), folder)
-
-
-def _folder(word: str) -> Path:
-    """Return the folder that a word names: a path, or a name below the output root."""
-    for folder in (Path(word).absolute(), outputs_root() / word):
-        if folder.is_dir():
-            return folder
-    there = [path.name for path in outputs_root().glob("*") if path.is_dir()]
-    near = did_you_mean(Path(word).name, there)
-    raise ConfigError(f"resume: {word}: no such folder{near}, here or in {outputs_root()}")

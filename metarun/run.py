@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from metarun import console, manifest, plots, tracking, yamlfile
 from metarun.assemble import Experiment, assemble
 from metarun.batching import settle
+from metarun.chunks import memory_told
 from metarun.config import Checked, check
 from metarun.cost import flops_per_meta_step
 from metarun.data.fetch import data_root
@@ -51,7 +52,8 @@ def _run(config: dict[str, Any], checked: Checked, folder: Path, stop: Stop) -> 
         return 0
     if (folder / manifest.NAME).exists():
         raise ConfigError(f"name: {folder} holds a sweep; choose another name")
-    experiment = assemble(checked, data_root())
+    with memory_told():
+        experiment = assemble(checked, data_root())
     stop.check()
     prepare_folder(folder)
     with folder_lock(folder):
@@ -61,7 +63,8 @@ def _run(config: dict[str, Any], checked: Checked, folder: Path, stop: Stop) -> 
         with Records(folder) as records:
             run = _Run(experiment, config, folder, records, stop)
             try:
-                return run.through(checked)
+                with memory_told():
+                    return run.through(checked)
             except MetarunError as error:
                 run.ended(error)
                 raise

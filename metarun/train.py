@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from metarun.ahead import Ahead
 from metarun.algorithms.base import Turn
 from metarun.assemble import Experiment
-from metarun.chunks import in_chunks
+from metarun.chunks import in_chunks, turned
 from metarun.clusters import agreement
 from metarun.divergence import diagnose, is_finite, without_bad_tasks
 from metarun.errors import DivergedError
@@ -161,7 +162,7 @@ def _meta_gradient(
     if outer.on_divergence == "raise":
         raise what.error(outer)
     if outer.on_divergence == "drop_tasks":
-        kept, bad = without_bad_tasks(algorithm, state.meta, tasks, state.step)
+        kept, bad = without_bad_tasks(algorithm, state.meta, tasks, state.step, fitted)
         if kept is not None:
             state.dropped += len(bad)
             state.skipped_in_a_row = 0
@@ -178,12 +179,14 @@ def _meta_gradient(
 
 def _take_turn(experiment: Experiment, turn: Turn, state: State) -> None:
     """Let the algorithm change its meta-parameters, in place: the optimiser holds them."""
-    at_once, first = experiment.tasks_at_once(), state.step * experiment.outer.batch
-    chunks = (
-        experiment.tasks("train", first + done, min(at_once, turn.tasks - done))
-        for done in range(0, turn.tasks, at_once)
-    )
-    for group, params in turn.change(state.meta, chunks).items():
+    first = state.step * experiment.outer.batch
+
+    def draw(size: int) -> Iterator[Tasks]:
+        for done in range(0, turn.tasks, size):
+            yield experiment.tasks("train", first + done, min(size, turn.tasks - done))
+
+    at_once = min(state.chunk or experiment.tasks_at_once(), turn.tasks)
+    for group, params in turned(turn, state.meta, draw, at_once).items():
         for name, value in params.items():
             state.meta[group][name].copy_(value)
 

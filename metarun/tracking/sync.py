@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from metarun.errors import ConfigError, MetarunError, SweepError
+from metarun.paths import find_folder, named_folder
 from metarun.records import NAME
 from metarun.tracking.settings import Mode, choose_mode
 from metarun.tracking.start import LOG, mirror_command, read_label, write_label
@@ -47,7 +48,7 @@ def sync_main(argv: list[str]) -> int:
                 f"the reason is in {failed[0]}/{LOG}"
             )
     except MetarunError as error:
-        print(error, file=sys.stderr)
+        print(f"metarun: {error}", file=sys.stderr)
         return error.exit_code
     return 0
 
@@ -59,12 +60,12 @@ def _arguments(argv: list[str]) -> tuple[list[Path], dict[str, str]]:
         key, equals, value = word.partition("=")
         if key in ("project", "entity") and value:
             options[key] = value
-        elif equals and not Path(word).exists():
+        elif equals and named_folder(word) is None:
             close = get_close_matches(key, ("project", "entity"), 1)
             hint = f" (did you mean {close[0]}?)" if close else ""
             raise ConfigError(f"{word}: no such setting{hint}; sync takes project, entity")
         else:
-            folders += _below(Path(word))
+            folders += _below(find_folder("sync", word))
     if not folders:
         raise ConfigError(f"sync: no run given; {USAGE}")
     return list(dict.fromkeys(folders)), options

@@ -57,6 +57,11 @@ CASES = {
     "negative-shots": Case(("task.shots=-1",), ("task.shots: -1 ", "at least 1")),
     "zero-queries": Case(("task.queries=0",), ("task.queries: 0 ", "at least 1")),
     "zero-steps": Case(("algo.steps=0",), ("algo.steps: 0 ", "at least 1")),
+    "suggested-schedule": Case(
+        ("suggest.outer_schedule=cosin",),
+        ('suggest.outer_schedule: "cosin" ', "did you mean cosine?", "constant, cosine, linear"),
+    ),
+    "suggested-rate": Case(("suggest.outer_lr=fast",), ('suggest.outer_lr: "fast" ', "a number")),
     "negative-rate": Case(("algo.inner_lr=-0.1",), ("algo.inner_lr: -0.1 ", "above 0")),
     "no-tasks": Case(("test.tasks=0",), ("test.tasks: 0 ", "at least 2")),
     "negative-seed": Case(("seed=-1",), ("seed: -1 ", "at least 0")),
@@ -86,6 +91,18 @@ CASES = {
     "momentum-of-adam": Case(
         (*REGRESSION, "outer.momentum=0.9"),
         ("outer.momentum: 0.9 does nothing with outer.optimizer=adam", "sgd or rmsprop"),
+    ),
+    "momentum-of-adamw": Case(
+        (*REGRESSION, "outer.optimizer=adamw", "outer.momentum=0.9"),
+        ("outer.momentum: 0.9 does nothing with outer.optimizer=adamw; set outer.momentum=0, or",),
+    ),
+    "eps-of-sgd": Case(
+        (*REGRESSION, "outer.optimizer=sgd", "outer.eps=1e-3"),
+        ("outer.eps: 0.001 does nothing with outer.optimizer=sgd", "adam, adamw or rmsprop"),
+    ),
+    "skips-of-a-run-that-stops-at-once": Case(
+        (*REGRESSION, "outer.max_skips=3"),
+        ("outer.max_skips: 3 does nothing with outer.on_divergence=raise; set outer.max_skips=10",),
     ),
     "floor-of-a-constant-rate": Case(
         (*REGRESSION, "algo=mamlpp", "outer.schedule=constant"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
@@ -11,6 +12,7 @@ from metarun.compose import compose, parse, resolved
 from metarun.config import check, compose_job
 from metarun.errors import ConfigError
 from metarun.paths import run_name
+from metarun.settings import Outer
 
 CONF = Path(__file__).parents[2] / "conf"
 NEEDS = {"folder": ["dataset.path=somewhere"]}
@@ -74,6 +76,44 @@ def test_the_command_line_wins_over_all() -> None:
     plain = compose_job(["dataset=omniglot", "debug=default", "outer.batch=9", "suggest.steps=4"])
     assert (plain["outer"]["batch"], plain["algo"]["steps"]) == (9, 4)
     assert plain["algo"]["inner_lr"] == plain["suggest"]["inner_lr"] == 2.0
+    own = compose_job(["algo=reptile", "experiment=omniglot_5w1s", "outer.lr=0.5"])
+    assert (own["outer"]["lr"], own["outer"]["schedule"]) == (0.5, "linear")
+
+
+PLACES = [(group, option) for group, option in OPTIONS if group in ("dataset", "experiment")]
+
+
+@pytest.mark.parametrize(("group", "option"), PLACES, ids=map("=".join, PLACES))
+def test_an_outer_loop_that_an_algorithm_prescribes_is_its_own_everywhere(
+    group: str, option: str
+) -> None:
+    """Wherever it is composed, Reptile interpolates and MAML++ anneals; others take advice."""
+
+    words = [f"{group}={option}", *NEEDS.get(option, []), "suggest.outer_lr=0.3"]
+
+    def outer(algo: str, schedule: str) -> tuple[str, float, str, float]:
+        found = compose_job([f"algo={algo}", *words, f"suggest.outer_schedule={schedule}"])["outer"]
+        return found["optimizer"], found["lr"], found["schedule"], found["lr_min"]
+
+    assert outer("reptile", "cosine") == ("sgd", 1.0, "linear", 0.0)
+    assert outer("mamlpp", "linear") == ("adam", 0.3, "cosine", 1e-5)
+    assert outer("maml", "linear") == ("adam", 0.3, "linear", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("place", "lr", "schedule"),
+    [
+        ("dataset=glyphs", 0.001, "constant"),
+        ("dataset=omniglot", 0.001, "constant"),
+        ("experiment=omniglot_5w1s", 0.002, "cosine"),
+        ("experiment=omniglot_20w5s", 0.002, "cosine"),
+        ("experiment=sinusoid", 0.001, "constant"),
+        ("experiment=multimodal_regression", 0.002, "cosine"),
+    ],
+)
+def test_what_is_suggested_for_the_outer_loop(place: str, lr: float, schedule: str) -> None:
+    outer = compose_job([place])["outer"]
+    assert (outer["optimizer"], outer["lr"], outer["schedule"]) == ("adam", lr, schedule)
 
 
 def test_choices_are_recorded() -> None:
@@ -82,3 +122,26 @@ def test_choices_are_recorded() -> None:
     assert plain["choices"]["model"] == "mlp"
     assert not [key for key in plain["choices"] if key.startswith("hydra")]
     assert run_name(plain).startswith("fomaml-sinusoid-")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "by", "users"),
+    [
+        ("lr_min", "1e-6", "schedule", {"linear", "cosine"}),
+        ("momentum", "0.9", "optimizer", {"sgd", "rmsprop"}),
+        ("eps", "0.1", "optimizer", {"adam", "adamw", "rmsprop"}),
+        ("max_skips", "3", "on_divergence", {"skip_step", "drop_tasks"}),
+    ],
+)
+def test_an_outer_setting_is_allowed_where_something_uses_it(
+    key: str, value: str, by: str, users: set[str]
+) -> None:
+    """Its default is allowed everywhere."""
+    for choice in get_args(get_type_hints(Outer)[by]):
+        words = [f"outer.{by}={choice}"]
+        check(compose_job(words))
+        if choice in users:
+            check(compose_job([*words, f"outer.{key}={value}"]))
+        else:
+            with pytest.raises(ConfigError, match=f"outer.{key}: .* does nothing with .*{choice}"):
+                check(compose_job([*words, f"outer.{key}={value}"]))

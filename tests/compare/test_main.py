@@ -56,6 +56,19 @@ def test_a_folder_whose_name_has_an_equals_sign_is_a_folder(make_run, capsys):
     assert main([str(make_run("algo=maml,seed=0"))]) == 0
 
 
+def test_all_that_lies_in_a_folder_can_be_given_again_and_again(make_run, tmp_path, capsys):
+    make_run("outputs/m")
+    make_run("outputs/t", "transfer")
+    for _ in range(2):
+        words = [str(path) for path in sorted((tmp_path / "outputs").iterdir())]
+        assert main(words) == 0
+    assert any("comparison" in word for word in words)
+    (tmp_path / "outputs" / "comparison").mkdir()
+    assert main([str(tmp_path / "outputs" / "comparison")]) == 3, "a folder is one, however called"
+    assert main([str(tmp_path / "outputs" / "m" / "outcome.json")]) == 2
+    assert "outcome.json: no such folder" in capsys.readouterr().err
+
+
 def test_it_works_where_only_ascii_can_be_printed_and_imports_no_torch(sweep, tmp_path):
     code = (
         "import sys; from metarun.compare import main; assert main(sys.argv[1:]) == 0;"

@@ -26,7 +26,7 @@ def test_the_keys_are_the_factorys_and_the_defaults_suit_it(
     asked = inspect.signature(factory).parameters.values()
     assert [p.name for p in asked if p.kind is p.KEYWORD_ONLY] == list(keys)
     assert all(p.default is p.empty for p in asked)
-    always = {"inner_lr", "steps", "long_inner_lr", "long_steps"}
+    always = {"inner_lr", "steps", "long_inner_lr", "long_steps", "outer_lr"}
     assert always <= set(loaded["suggest"]) <= always | {"first_order_lr"}
     assert loaded["validation"]["steps"] <= loaded["test"]["steps"]
     if "path" in keys or name in ("omniglot", "mixture"):

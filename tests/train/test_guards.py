@@ -304,7 +304,7 @@ def test_a_run_whose_evaluation_does_not_fit_ends_with_advice(
     assert "Tried to allocate 2 GiB); use a smaller model" in " ".join(said.split())
     found = json.loads((tmp_path / "outcome.json").read_text())
     assert (found["status"], found["exit_code"]) == ("failed", 6)
-    assert found["reason"].startswith("one task alone does not fit")
+    assert found["reason"].startswith("even one task at a time does not fit")
 
 
 def test_evaluation_begins_with_what_training_found_to_fit(tmp_path: Path, monkeypatch) -> None:

@@ -81,16 +81,22 @@ class Experiment:
         return found.to(self.hardware.dtype)
 
     def batch(self, step: int) -> Tasks:
-        """Return what meta-step `step` is computed from.
+        """Return what meta-step `step` is computed from."""
+        return self.batches(step, 1)[0]
+
+    def batches(self, first: int, count: int) -> list[Tasks]:
+        """Return what meta-steps first..first+count-1 are computed from, in one draw.
 
         Pre-training sees as many images a step as a batch of tasks holds, so that equal steps
         are equal numbers of examples.
         """
         if self.algorithm.batches == "tasks":
-            return self.tasks("train", step * self.outer.batch, self.outer.batch)
-        count = self.examples_a_step()
-        x, y = self.source.examples(step * count, count, seed=self.seed)
-        return examples_as_task(x, y).to(self.hardware.dtype)
+            size = self.outer.batch
+            return list(self.tasks("train", first * size, count * size).chunks(size))
+        size = self.examples_a_step()
+        x, y = self.source.examples(first * size, count * size, seed=self.seed)
+        pairs = zip(x.split(size), y.split(size), strict=True)
+        return [examples_as_task(*pair).to(self.hardware.dtype) for pair in pairs]
 
     def examples_a_step(self) -> int:
         """Return how many inputs, support and query, one meta-step sees."""

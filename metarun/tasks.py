@@ -25,8 +25,9 @@ class Tasks:
     mode: Tensor  # [T] which family the task came from: for metrics and oracles, never an input
 
     def __post_init__(self) -> None:
-        sizes = {f.name: getattr(self, f.name).shape[0] for f in fields(self)}
-        if len(set(sizes.values())) != 1:
+        tensors = (self.support_x, self.support_y, self.query_x, self.query_y, self.mode)
+        if len({tensor.shape[0] for tensor in tensors}) != 1:
+            sizes = {f.name: getattr(self, f.name).shape[0] for f in fields(self)}
             raise DataError(f"tasks disagree on how many they are: {sizes}")
 
     def __len__(self) -> int:

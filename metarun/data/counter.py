@@ -46,8 +46,8 @@ def integers(bound: int | Tensor, key: Key, *coordinates: Tensor) -> Tensor:
 
 def normal(key: Key, *coordinates: Tensor) -> Tensor:
     """Draw float64 standard normals (Box and Muller, 1958); devices may differ in the last bit."""
-    radius = torch.sqrt(-2.0 * torch.log1p(-uniform((*key, "radius"), *coordinates)))
-    return radius * torch.cos(2.0 * math.pi * uniform((*key, "angle"), *coordinates))
+    radius = uniform((*key, "radius"), *coordinates).neg_().log1p_().mul_(-2.0).sqrt_()
+    return uniform((*key, "angle"), *coordinates).mul_(2.0 * math.pi).cos_().mul_(radius)
 
 
 def smallest(count: int, keys: Tensor) -> Tensor:

@@ -62,16 +62,16 @@ class RegressionSource:
     ) -> Tasks:
         """Return tasks first..first+count-1 with `shots` and `queries` points, x in [-5, 5]."""
         task = torch.arange(first, first + count)[:, None]
-        curves = (seed, split, "curve")
         support_x = _places((seed, split, "support"), task, shots)
-        support_y = self._targets(curves, task, support_x)
-        support_y += self._noise((seed, split, "support"), task, shots)
         query_x = _places((seed, split, "query"), task, queries)
         if split == "test" and self.test_grid:
             query_x = torch.linspace(LOW, HIGH, queries, dtype=torch.float64).expand(count, -1)
-        query_y = self._targets(curves, task, query_x)
-        if split != "test" or self.test_noise:
-            query_y += self._noise((seed, split, "query"), task, queries)
+        y = self._targets((seed, split, "curve"), first, task, torch.cat([support_x, query_x], 1))
+        support_y, query_y = y[:, :shots], y[:, shots:]
+        if self.noise:
+            support_y += self._noise((seed, split, "support"), task, shots)
+            if split != "test" or self.test_noise:
+                query_y += self._noise((seed, split, "query"), task, queries)
         return Tasks(
             self._given(support_x),
             self._given(support_y),
@@ -85,8 +85,9 @@ class RegressionSource:
         task = torch.arange(first, first + count)[:, None]
         key = (seed, "examples")
         x = _places(key, task, 1)
-        y = self._targets((*key, "curve"), task, x)
-        y += self._noise(key, task, 1)
+        y = self._targets((*key, "curve"), first, task, x)
+        if self.noise:
+            y += self._noise(key, task, 1)
         return self._given(x)[:, 0], self._given(y)[:, 0]
 
     def check(self, *, ways: int, shots: int, queries: int) -> None:
@@ -101,22 +102,24 @@ class RegressionSource:
         """Return the same source with its tensors on a device."""
         return replace(self, device=device)
 
-    def _targets(self, key: Key, task: Tensor, x: Tensor) -> Tensor:
-        """Evaluate each task's curve at its places, [T, P]; float64."""
-        if len(self.families) == 1:
+    def _targets(self, key: Key, first: int, task: Tensor, x: Tensor) -> Tensor:
+        """Evaluate the curves of tasks first, first + 1, ... at their places, [T, P]; float64."""
+        modes = len(self.families)
+        if modes == 1:
             return _curves(self.families[0], key, task, x)
         y = torch.empty_like(x)
         for mode, family in enumerate(self.families):
-            mine = task[:, 0] % len(self.families) == mode
+            mine = slice((mode - first) % modes, None, modes)
             y[mine] = _curves(family, key, task[mine], x[mine])
         return y
 
-    def _noise(self, key: Key, task: Tensor, points: int) -> Tensor | float:
-        return self.noise and self.noise * normal(key, task, torch.arange(points))
+    def _noise(self, key: Key, task: Tensor, points: int) -> Tensor:
+        return normal(key, task, torch.arange(points)).mul_(self.noise)
 
     def _given(self, values: Tensor) -> Tensor:
         # Made on the CPU always, for a sine is not the same to the last bit on every device.
-        return values.to(torch.float32)[..., None].to(self.device)
+        values = values.to(torch.float32, memory_format=torch.contiguous_format)
+        return values[..., None].to(self.device)
 
 
 def _curves(family: Family, key: Key, task: Tensor, x: Tensor) -> Tensor:
@@ -129,4 +132,4 @@ def _curves(family: Family, key: Key, task: Tensor, x: Tensor) -> Tensor:
 
 
 def _places(key: Key, task: Tensor, points: int) -> Tensor:
-    return LOW + (HIGH - LOW) * uniform((*key, "x"), task, torch.arange(points))
+    return uniform((*key, "x"), task, torch.arange(points)).mul_(HIGH - LOW).add_(LOW)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from metarun.data.multimodal import multimodal
 from metarun.data.regression import RegressionSource
 from metarun.data.sinusoid import sinusoid
 from metarun.data.source import Source
-from metarun.errors import ConfigError
+from metarun.errors import ConfigError, DataError
 from metarun.tasks import Tasks
 
 FAMILIES = ("mmaml2", "mmaml3", "mmaml5", "hsml4")
@@ -63,6 +65,38 @@ def test_chunks_are_parts_of_the_whole(family: str, split: str, first: int, size
     assert torch.equal(
         source.examples(first + 3, 4, seed=1)[1], source.examples(first, 7, seed=1)[1][3:]
     )
+
+
+def by_integers(key: tuple[int | str, ...], task: int, place: int) -> float:
+    """SplitMix64's output number `place` of the stream that its output number `task` seeds."""
+    state = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little")
+    for coordinate in (task, place):
+        word = (state + (coordinate + 1) * 0x9E3779B97F4A7C15) % 2**64
+        word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        word = (word ^ (word >> 27)) * 0x94D049BB133111EB % 2**64
+        state = word ^ (word >> 31)
+    return (state >> 11) / 2**53
+
+
+@pytest.mark.parametrize("first", [0, 10**12])
+def test_what_seeds_give_is_what_they_gave(first: int):
+    """Results on record name their tasks by seeds, so the numbers behind a seed are fixed."""
+    tasks = source_of("sinusoid").tasks("train", first, 3, **SHAPE)
+    for row, task in enumerate(range(first, first + 3)):
+        low_high = ((0.1, 5.0), (0.0, math.pi))
+        amplitude, phase = (
+            low + (high - low) * by_integers((0, "train", "curve"), task, place)
+            for place, (low, high) in enumerate(low_high)
+        )
+        for part, x, y in (
+            ("support", tasks.support_x, tasks.support_y),
+            ("query", tasks.query_x, tasks.query_y),
+        ):
+            key = (0, "train", part, "x")
+            exact = [-5.0 + 10.0 * by_integers(key, task, place) for place in range(x.shape[1])]
+            assert x[row, :, 0].tolist() == torch.tensor(exact).tolist()
+            curve = [amplitude * math.sin(place - phase) for place in exact]
+            assert y[row, :, 0].tolist() == pytest.approx(curve, abs=1e-6)
 
 
 def test_more_queries_leave_the_support_alone():
@@ -191,6 +225,12 @@ def test_examples_pool_all_modes():
     spread = [float(y[mode::5].std()) for mode in range(5)]
     assert min(spread) > 1
     assert not torch.equal(y, source_of("mmaml5", noise=0.3).examples(0, 5000, seed=1)[1])
+
+
+def test_a_batch_says_which_of_its_tensors_has_other_tasks():
+    tasks = source_of("sinusoid").tasks("train", 0, 3, **SHAPE)
+    with pytest.raises(DataError, match=r"disagree.*'support_y': 3, 'query_x': 2, 'query_y': 3"):
+        replace(tasks, query_x=tasks.query_x[:2])
 
 
 def test_ways_are_refused():

@@ -34,12 +34,18 @@ def iterates(
     Nocedal and Wright, 2006, algorithm 7.4, with a step that is halved until it decreases enough,
     so that no value ever rises; the first step is `first` times the slope, or of length 1 at
     most. A task stops when every entry of its slope is at most `tolerance`, or no step decreases
-    its value any more. Tasks do not see each other: a task alone goes the same way.
+    its value any more; where that is no number at the start, neither is any later point. Tasks do
+    not see each other: a task alone goes the same way.
     """
     point = start
     yield point
     value, slope = objective(point)
     going = slope.abs().amax(1) > tolerance
+    bad = ~(value + slope.sum(1)).isfinite()
+    if bool(bad.any()):
+        going, point = going & ~bad, torch.where(bad[:, None], torch.nan, point)
+        if not bool(going.any()):
+            yield point
     steps: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=pairs)
     while bool(going.any()):
         direction = _times_inverse(slope, steps).neg_()

@@ -23,7 +23,7 @@ from metarun.problem import Meta, Problem
 from metarun.tasks import Tasks
 
 STEPS = 2
-PLAIN = dict(inner_lr=0.05, steps=STEPS, estimator="adjoint")
+PLAIN = dict(inner_lr=0.05, steps=STEPS, estimator="adjoint", proximal=0.0)
 HARD = dict(**PLAIN, starts=2, folds=2, graded_by="support", warm_up=30, spread=0.3, balance=0.05)
 MIXED = {**MIXTURE, **PLAIN, "starts": 2, "balance": 0.05}
 LATE = dict(starts=2, warm_up=60, tasks=40, cluster_on="body", cluster_steps=10)

@@ -109,3 +109,19 @@ def test_imaml_searches_by_default() -> None:
     experiment = tiny("algo=imaml", "algo.steps=8", "hardware.dtype=float64")
     found = experiment.algorithm.meta_grad(experiment.initial(), experiment.batch(0), 0)
     assert found.figures["inner_residual"].median() < 0.5
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_what_is_no_number_stays_none_and_in_its_task(count: int) -> None:
+    on, tasks = problem("mlp"), image_tasks("mlp")[:count]
+    first = {"params": on.initial()}
+    data = {"support_x": tasks.support_x.clone(), "support_y": tasks.support_y}
+    healthy = list(imaml(on, **SEARCH, steps=3, iterations=5).adapt(first, *data.values(), 3))
+    data["support_x"][0, 0] = torch.inf
+    curve = list(imaml(on, **SEARCH, steps=3, iterations=5).adapt(first, *data.values(), 3))
+    assert len(curve) == 4
+    for params, sound in zip(curve[1:], healthy[1:], strict=True):
+        for name, value in params.items():
+            if " " not in name:
+                assert value[0].isnan().all()
+                torch.testing.assert_close(value[1:], sound[name][1:])

@@ -22,6 +22,7 @@ CORE |= {
     "nearest",
     "precision",
     "rates",
+    "usage",
 }
 HEAVY = ("torch", "wandb", "matplotlib", "scipy", "pandas")
 

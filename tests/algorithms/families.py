@@ -30,6 +30,18 @@ MIXTURE: dict[str, Any] = dict(
     spread=0.4,
     balance=0.0,
 )
+CLUSTERED: dict[str, Any] = dict(
+    **PLAIN,
+    starts=3,
+    assign="after",
+    folds=2,
+    graded_by="support",
+    share_rate=0.1,
+    restart=0.0,
+    spread=0.4,
+    balance=0.0,
+    warm_up=0,
+)
 TSA: dict[str, Any] = dict(
     **PLAIN, starts=2, warm_up=3, tasks=12, cluster_on="body", cluster_steps=5
 )

@@ -33,6 +33,7 @@ CORE |= {
     "precision",
     "rates",
     "solve",
+    "usage",
 }
 HEAVY = ("torch", "wandb", "matplotlib", "scipy", "pandas")
 

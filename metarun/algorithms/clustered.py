@@ -25,6 +25,7 @@ from metarun.inner import Learner, adapt, gradient_descent, over_tasks, pulled
 from metarun.metagradient import MetaGradient
 from metarun.problem import Meta, Params, Problem
 from metarun.tasks import Tasks
+from metarun.usage import USAGE, Fraction, Upkeep, initial_usage, kept_in_use
 
 
 def clustered(
@@ -40,6 +41,8 @@ def clustered(
     graded_by: Literal["support", "query"],
     spread: Annotated[float, Field(ge=0)],
     balance: Annotated[float, Field(ge=0)],
+    share_rate: Annotated[float, Field(gt=0, le=1)],
+    restart: Fraction,
     warm_up: Annotated[int, Field(ge=0)],
 ) -> MetaAlgorithm:
     """Meta-learn `starts` initialisations, and adapt each task from the one it fits best.
@@ -51,17 +54,19 @@ def clustered(
     may be `graded_by` their queries, which is what cross-validation estimates and costs one
     adaptation a start; at test only the support decides. In training the scores also carry a
     learned bias that keeps every start in use: it moves by `balance` a step against the starts
-    that take more than their share. The starts are copies of one, `spread` relative standard
-    deviations apart. For `warm_up` meta-steps they move together, less and less: each learns from
-    all tasks before it learns from its own alone.
+    that take more than their share; and a start whose running share of the tasks, which follows
+    by `share_rate` a step, falls below `restart` of an equal one begins again beside the most
+    used (the figure `restarts` counts these). The starts are copies of one, `spread` relative
+    standard deviations apart. For `warm_up` meta-steps they move together, less and less: each
+    learns from all tasks before it learns from its own alone.
     """
     check_score(problem, assign, "algo.assign")
     check_estimator(estimator, steps, problem, proximal)
     update = gradient_descent(inner_lr)
+    upkeep = Upkeep(balance, share_rate, restart, spread)
 
     def init(params: Params) -> Meta:
-        stacked = spread_starts(params, starts, spread)
-        return {"params": stacked, "balance": {"bias": torch.zeros(starts)}}
+        return {"params": spread_starts(params, starts, spread), USAGE: initial_usage(starts)}
 
     score = support_score(problem, assign, folds, update, steps, proximal)
 
@@ -71,25 +76,29 @@ def clustered(
         )
 
     def scores(meta: Meta, *task: Tensor) -> Tensor:
-        """Score every start on one task, [M]: by its support, or by its query if that is given."""
+        """Score every start on one task, [M]: by its support, or by its query if that is given.
+
+        A start from which adaptation diverges is the last to be chosen.
+        """
         params = {name: value.detach() for name, value in meta["params"].items()}
         one: Callable[..., Tensor] = score if len(task) == 2 else grade
-        return torch.vmap(one, in_dims=(0, *(None,) * len(task)))(params, *task)
+        found = torch.vmap(one, in_dims=(0, *(None,) * len(task)))(params, *task)
+        return found.masked_fill(found.isnan(), float("inf"))
 
     def choose(meta: Meta, x: Tensor, y: Tensor) -> Tensor:
         with torch.no_grad():
             return over_tasks(scores, shared=1, count=len(x))(meta, x, y).argmin(1)
 
-    def choose_evenly(meta: Meta, tasks: Tasks) -> tuple[Tensor, Params]:
+    def choose_evenly(meta: Meta, tasks: Tasks) -> tuple[Tensor, Tensor]:
+        """Return each task's start in training, [T], and what part of the tasks each has, [M]."""
         given = [tasks.support_x, tasks.support_y]
         if graded_by == "query":
             given += [tasks.query_x, tasks.query_y]
         with torch.no_grad():
             found = over_tasks(scores, shared=1, count=len(tasks))(meta, *given)
-            chosen = (found + meta["balance"]["bias"]).argmin(1)
-            share = (chosen[:, None] == torch.arange(starts, device=chosen.device)).to(found)
-            share = share.mean(0)
-        return chosen, {"bias": balance * (share - 1 / starts)}
+            chosen = (found + meta[USAGE]["bias"]).argmin(1)
+            taken = chosen[:, None] == torch.arange(starts, device=chosen.device)
+        return chosen, taken.to(found).mean(0)
 
     def learner(chosen: Tensor | None) -> Learner:
         def start(meta: Meta, x: Tensor, y: Tensor) -> Params:
@@ -102,14 +111,15 @@ def clustered(
         return [adapt(learner(number), meta, x, y, count) for number in numbers]
 
     def meta_grad(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
-        chosen, shift = choose_evenly(meta, tasks)
+        chosen, used = choose_evenly(meta, tasks)
         moving = estimate(estimator, problem, learner(chosen), steps)
         found = moving({"params": meta["params"]}, tasks, step)
         gradient = found.gradient["params"]
         if step < warm_up:
             together = 1 - step / warm_up
             gradient = {n: g.lerp(g.mean(0, keepdim=True), together) for n, g in gradient.items()}
-        return found._replace(gradient={"params": gradient}, shift={"balance": shift})
+        found = found._replace(gradient={"params": gradient})
+        return kept_in_use(found, meta, used, upkeep, step)
 
     return MetaAlgorithm(
         init,

@@ -30,10 +30,10 @@ from metarun.inner import Learner, adapt, gradient_descent, over_tasks, pulled
 from metarun.metagradient import MetaGradient
 from metarun.problem import Meta, Params, Problem
 from metarun.tasks import Tasks
+from metarun.usage import USAGE, Fraction, Upkeep, initial_usage, kept_in_use
 
 FOLDS = 2  # of `holdout`
 WEIGHT = "mixture"  # the entry of a task's parameters that says how much each start counts
-Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 def mixture(
@@ -67,13 +67,14 @@ def mixture(
     Against collapse: starts begin as copies `spread` relative deviations apart; a bias, which
     counts at test too, moves by `balance` a step against starts that take more than their share;
     and a start whose running share, which follows by `share_rate` a step, falls below `restart`
-    of an equal one begins again beside the most used.
+    of an equal one begins again beside the most used. The figure `restarts` counts these.
 
     Raises:
         ConfigError: a score that cannot tell starts apart, or running averages of several models.
     """
     _check(problem, weights, combine, score, starts)
     update, mixed = gradient_descent(inner_lr), combine == "predictions"
+    upkeep = Upkeep(balance, share_rate, restart, spread)
     judge = problem
     if mixed:
         judge = Mixed(problem.model, problem.kind, precision=problem.precision, single=problem)
@@ -84,8 +85,7 @@ def mixture(
         meta: Meta = {"params": spread_starts(params, starts, spread)}
         if encoder is not None:
             meta["encoder"] = encoder.init()
-        share = torch.full((starts,), 1 / starts)
-        return meta | {"mixture": {"share": share, "bias": torch.zeros(starts)}}
+        return meta | {USAGE: initial_usage(starts)}
 
     def logits(meta: Meta, x: Tensor, y: Tensor) -> Tensor:
         """Return one task's unnormalised log weights, [M]."""
@@ -93,7 +93,7 @@ def mixture(
             return encoder.encode(meta["encoder"], x, y) / temperature
         params = {name: value.detach() for name, value in meta["params"].items()}
         losses = over_starts(lambda one: fits(one, x, y), params)
-        return meta["mixture"]["share"].clamp_min(1e-6).log() - len(y) * losses / temperature
+        return meta[USAGE]["share"].clamp_min(1e-6).log() - len(y) * losses / temperature
 
     def responsible(meta: Meta, x: Tensor, y: Tensor) -> Tensor:
         """Return how much each start counts for each task, [T, M]; rows add up to one."""
@@ -101,7 +101,7 @@ def mixture(
             return torch.ones(len(x), 1, dtype=x.dtype, device=x.device)
         with torch.set_grad_enabled(encoder is not None and torch.is_grad_enabled()):
             found = over_tasks(logits, shared=1, count=len(x))(meta, x, y)
-            return torch.softmax(found - meta["mixture"]["bias"], 1)
+            return torch.softmax(found - meta[USAGE]["bias"], 1)
 
     def loss(meta: Meta, params: Params, x: Tensor, y: Tensor) -> Tensor:
         return judge.loss(params, x, y)
@@ -118,20 +118,17 @@ def mixture(
     def meta_grad(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
         with torch.no_grad():
             held = responsible(meta, tasks.support_x, tasks.support_y)
-        state = {"mixture": meta["mixture"]}
+        state = {USAGE: meta[USAGE]}
 
         def weigh(leaves: Meta, x: Tensor, y: Tensor) -> Tensor:
             return held if encoder is None else responsible(leaves | state, x, y)
 
         moving = estimate(estimator, judge, learner(weigh), steps)
-        learned = {group: params for group, params in meta.items() if group != "mixture"}
+        learned = {group: params for group, params in meta.items() if group != USAGE}
         found = moving(learned, tasks, step)
-        used = held.mean(0)
-        shift: Meta = {"mixture": {"bias": balance * (used - 1 / starts)}}
-        shift["mixture"]["share"] = share_rate * (used - meta["mixture"]["share"])
-        shift = restarted(meta, shift, restart, spread, step) if share_rate else shift
         entropy = -(held * held.clamp_min(torch.finfo(held.dtype).tiny).log()).sum(1)
-        return found._replace(shift=shift, figures=found.figures | {"starts_a_task": entropy.exp()})
+        found = found._replace(figures=found.figures | {"starts_a_task": entropy.exp()})
+        return kept_in_use(found, meta, held.mean(0), upkeep, step)
 
     def assign(meta: Meta, x: Tensor, y: Tensor) -> Tensor:
         with torch.no_grad():
@@ -198,27 +195,6 @@ def over_starts(function: Callable[[Params], Tensor], params: Params) -> Tensor:
     if len(next(iter(stacked.values()))) == 1:
         return function({name: value[0] for name, value in stacked.items()})[None]
     return torch.vmap(function)(stacked)
-
-
-def restarted(meta: Meta, shift: Meta, restart: float, spread: float, step: int) -> Meta:
-    """Add to the shift a new beginning of the least used start, when its share is too small.
-
-    It takes the most used start's place, `spread` beside it, and half of both their shares.
-    """
-    share = meta["mixture"]["share"]
-    dead, top = int(share.argmin()), int(share.argmax())
-    if float(share[dead]) >= restart / len(share) or dead == top:
-        return shift
-    generator, moves = torch.Generator().manual_seed(step), dict[str, Tensor]()
-    for name, value in meta["params"].items():
-        noise = torch.randn(value[top].shape, generator=generator).to(value)
-        scale = value[top].std() if noise.numel() > 1 else value[top].abs().sum()
-        moves[name] = torch.zeros_like(value)
-        moves[name][dead] = value[top] + spread * scale * noise - value[dead]
-    halved = torch.zeros_like(share)
-    halved[dead], halved[top] = (share[top] - share[dead]) / 2, (share[dead] - share[top]) / 2
-    state = shift["mixture"] | {"share": shift["mixture"]["share"] + halved}
-    return shift | {"mixture": state, "params": moves}
 
 
 def _check(problem: Problem, weights: str, combine: str, score: Score, starts: int) -> None:

@@ -53,7 +53,7 @@ class Case:
 
 STEPS = dict(inner_lr=0.1, steps=3)
 LOOP = dict(**STEPS, proximal=0.0)
-SPLIT = dict(starts=2, spread=0.3, balance=0.1)
+SPLIT = dict(starts=2, spread=0.3, balance=0.1, share_rate=0.1, restart=0.5)
 HARD = dict(**SPLIT, folds=2, graded_by="support", warm_up=0)
 MIXED = dict(
     **LOOP,
@@ -62,8 +62,6 @@ MIXED = dict(
     score="holdout",
     temperature=1.0,
     width=5,
-    share_rate=0.1,
-    restart=0.5,
 )
 TWICE = dict(cluster_on="body", cluster_steps=2)
 PULLED = dict(inner_lr=0.05, proximal=10.0)

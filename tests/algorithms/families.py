@@ -31,21 +31,23 @@ MIXTURE: dict[str, Any] = dict(
     spread=0.4,
     balance=0.0,
 )
-HARD: dict[str, Any] = dict(
+CLUSTERED: dict[str, Any] = dict(
     **PLAIN,
     starts=3,
     assign="after",
     folds=2,
     graded_by="support",
-    warm_up=0,
+    share_rate=0.1,
+    restart=0.0,
     spread=0.4,
-    balance=0.1,
+    balance=0.0,
+    warm_up=0,
 )
 TSA: dict[str, Any] = dict(
     **PLAIN, starts=2, warm_up=3, tasks=12, cluster_on="body", cluster_steps=5
 )
 MANY = {
-    "clustered": lambda on: clustered(on, **HARD),
+    "clustered": lambda on: clustered(on, **CLUSTERED),
     "mixture-em": lambda on: mixture(on, **MIXTURE),
     "mixture-em-start": lambda on: mixture(on, **{**MIXTURE, "combine": "parameters"}),
     "mixture-gate": lambda on: mixture(on, **{**MIXTURE, "weights": "gate"}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from families import CLUSTERED
 from oracles import DOUBLE, Quadratic, imaml, maml, outer
 from quadratics import EYE, PROBLEM, RATE, SIZE, TASKS, THETA, gradient, mean, pull, solved
 from torch import Tensor
@@ -167,9 +168,7 @@ FIXED_POINTS = {
 @pytest.mark.parametrize("name", FIXED_POINTS)
 def test_fixed_point_of_two_tasks(name: str, index: int, steps: int) -> None:
     plain = dict(inner_lr=0.5, steps=steps, estimator="adjoint", proximal=0.0)
-    family = dict(
-        starts=1, assign="before", spread=0.0, balance=0.0, folds=2, graded_by="support", warm_up=0
-    )
+    alone = {**CLUSTERED, **plain, "starts": 1, "assign": "before", "spread": 0.0}
     scalar = Quadratic(1)
     algorithm = {
         "joint": lambda: maml(scalar, **{**plain, "steps": 0}),
@@ -188,7 +187,7 @@ def test_fixed_point_of_two_tasks(name: str, index: int, steps: int) -> None:
                 "iterations": 200,
             },
         ),
-        "one cluster": lambda: clustered(scalar, **plain, **family),
+        "one cluster": lambda: clustered(scalar, **alone),
     }[name]()
     x = torch.tensor([1.0, 0.1], dtype=DOUBLE).view(2, 1, 1)
     y = torch.tensor([[0.0], [1.0]], dtype=DOUBLE)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import MIXTURE, PLAIN, begin, regression, two_levels
+from families import CLUSTERED, MIXTURE, PLAIN, begin, regression, two_levels
 from oracles import distance, image_tasks, maml, problem
 
 from metarun.algorithms.clustered import clustered
@@ -22,8 +22,7 @@ from metarun.tasks import Tasks
 def test_a_cold_mixture_is_hard_clustering() -> None:
     on, tasks = regression(), two_levels()
     cold = mixture(on, **{**MIXTURE, "temperature": 1e-9})
-    apart = dict(starts=3, spread=0.4, balance=0.0, folds=2, graded_by="support", warm_up=0)
-    hard = clustered(on, **PLAIN, assign="after", **apart)
+    hard = clustered(on, **CLUSTERED)
     meta = begin(cold, on)
     found = cold.meta_grad(meta, tasks, 0)
     state = begin(hard, on) | {"params": meta["params"]}
@@ -37,8 +36,7 @@ def test_cross_validation_holds_out_each_class_s_examples_in_turn() -> None:
     on = problem("mlp")
     tasks = image_tasks("mlp", 3, shots=4)
     for folds, parts in ((2, 2), (None, 4)):
-        settings = dict(starts=3, spread=0.4, balance=0.0, graded_by="support", warm_up=0)
-        algorithm = clustered(on, **PLAIN, **settings, assign="holdout", folds=folds)
+        algorithm = clustered(on, **{**CLUSTERED, "assign": "holdout", "folds": folds})
         meta = begin(algorithm, on)
         chosen = algorithm.assign(meta, tasks.support_x, tasks.support_y)
         for t in range(3):
@@ -71,8 +69,7 @@ def test_a_held_out_choice_does_not_depend_on_the_names_of_classes(family: str, 
     on = problem("mlp")
     tasks = image_tasks("mlp", 12, shots=shots)
     if family == "clustered":
-        apart = dict(starts=3, spread=0.4, balance=0.0, graded_by="support", warm_up=0)
-        algorithm = clustered(on, **PLAIN, **apart, assign="holdout", folds=2)
+        algorithm = clustered(on, **{**CLUSTERED, "assign": "holdout"})
     else:
         algorithm = mixture(on, **{**MIXTURE, "score": "holdout", "temperature": 1e-9})
     meta = begin(algorithm, on)
@@ -122,10 +119,9 @@ def test_shots_too_few_to_hold_any_out_are_refused_in_one_line(
 
 def test_starts_warm_up_together_and_queries_grade_in_training_only() -> None:
     on, tasks = regression(), two_levels()
-    settings = dict(starts=3, spread=0.4, balance=0.0, folds=2, assign="after")
-    warm = clustered(on, **PLAIN, **settings, graded_by="support", warm_up=10)
-    cold = clustered(on, **PLAIN, **settings, graded_by="support", warm_up=0)
-    graded = clustered(on, **PLAIN, **settings, graded_by="query", warm_up=0)
+    warm = clustered(on, **{**CLUSTERED, "warm_up": 10})
+    cold = clustered(on, **CLUSTERED)
+    graded = clustered(on, **{**CLUSTERED, "graded_by": "query"})
     meta = begin(warm, on)
     own = cold.meta_grad(meta, tasks, 0).gradient["params"]
     for step, share in ((0, 1.0), (5, 0.5), (10, 0.0), (99, 0.0)):
@@ -139,9 +135,8 @@ def test_starts_warm_up_together_and_queries_grade_in_training_only() -> None:
 
 
 def test_starts_that_learn_from_all_tasks_at_first_are_not_called_exact() -> None:
-    settings = dict(**PLAIN, spread=0.4, balance=0.0, folds=2, assign="after", graded_by="support")
     said = [
-        clustered(regression(), **settings, starts=starts, warm_up=warm_up).exact
+        clustered(regression(), **{**CLUSTERED, "starts": starts, "warm_up": warm_up}).exact
         for starts, warm_up in ((3, 0), (3, 10), (1, 10))
     ]
     assert said == [True, False, True]
@@ -152,3 +147,20 @@ def judged(on: Problem, meta: Meta, start: int, tasks: Tasks) -> torch.Tensor:
     single = maml(on, **PLAIN)
     own = {"params": {n: v[start] for n, v in meta["params"].items()}}
     return single.meta_grad(own, tasks, 0).losses
+
+
+@pytest.mark.parametrize("graded_by", ["support", "query"])
+def test_a_start_from_which_adaptation_diverges_is_chosen_last(graded_by: str) -> None:
+    """Of numbers and none, torch takes the one that is none for the least."""
+    on, tasks = regression(), two_levels()
+    algorithm = clustered(on, **{**CLUSTERED, "graded_by": graded_by})
+    meta = begin(algorithm, on)
+    for value in meta["params"].values():
+        value[0] = float("nan")
+    assert 0 not in algorithm.assign(meta, tasks.support_x, tasks.support_y)
+    found = algorithm.meta_grad(meta, tasks, 0)
+    assert found.losses.isfinite().all()
+    assert all(value.isfinite().all() for value in found.gradient["params"].values())
+    for value in meta["params"].values():
+        value[:] = float("nan")
+    assert not algorithm.meta_grad(meta, tasks, 0).losses.isfinite().any(), "where all do, it shows"

@@ -8,7 +8,7 @@ from families import MIXTURE, PLAIN, begin, last
 from oracles import DOUBLE, Quadratic, distance, image_tasks, maml, problem, quadratic_tasks
 from torch import Tensor
 
-from metarun.algorithms.mixture import mixture, restarted
+from metarun.algorithms.mixture import mixture
 from metarun.evaluate import evaluate
 from metarun.parallel import Workers
 from metarun.tasks import Tasks
@@ -60,7 +60,7 @@ def test_em_on_quadratic_tasks(temperature: float) -> None:
     on, tasks = Quadratic(size), quadratic_tasks(count, size)
     algorithm = mixture(on, **{**MIXTURE, "temperature": temperature})
     meta = begin(algorithm, on)
-    meta["mixture"]["share"] = torch.tensor([0.5, 0.3, 0.2], dtype=DOUBLE)
+    meta["usage"]["share"] = torch.tensor([0.5, 0.3, 0.2], dtype=DOUBLE)
     found = algorithm.meta_grad(meta, tasks, 0)
     starts = meta["params"]["phi"]
     logs, pulls = torch.empty(count, 3, dtype=DOUBLE), torch.empty(count, 3, size, dtype=DOUBLE)
@@ -73,7 +73,7 @@ def test_em_on_quadratic_tasks(temperature: float) -> None:
         for m in range(3):
             phi = a + shrink @ (starts[m] - a)
             summed = size * 0.5 * (phi - a) @ tasks.support_x[t] @ (phi - a)
-            logs[t, m] = meta["mixture"]["share"][m].log() - summed / temperature
+            logs[t, m] = meta["usage"]["share"][m].log() - summed / temperature
             losses[t, m] = 0.5 * (phi - b) @ tasks.query_x[t] @ (phi - b)
             pulls[t, m] = shrink.T @ tasks.query_x[t] @ (phi - b)
     r = torch.exp(logs - logs.logsumexp(1, keepdim=True))
@@ -82,8 +82,8 @@ def test_em_on_quadratic_tasks(temperature: float) -> None:
     torch.testing.assert_close(found.losses, (r * losses).sum(1), rtol=1e-12, atol=1e-14)
     expected = torch.einsum("tm,tmd->md", r, pulls) / count
     torch.testing.assert_close(found.gradient["params"]["phi"], expected, rtol=1e-12, atol=1e-14)
-    moved = 0.1 * (r.mean(0) - meta["mixture"]["share"])
-    torch.testing.assert_close(found.shift["mixture"]["share"], moved, rtol=1e-12, atol=1e-14)
+    moved = 0.1 * (r.mean(0) - meta["usage"]["share"])
+    torch.testing.assert_close(found.shift["usage"]["share"], moved, rtol=1e-12, atol=1e-14)
     assert torch.equal(algorithm.assign(meta, tasks.support_x, tasks.support_y), r.argmax(1))
 
 
@@ -129,30 +129,15 @@ def test_predictions_are_averaged_as_probabilities() -> None:
     torch.testing.assert_close(found.sum(1), torch.ones(6, dtype=DOUBLE))
 
 
-def test_a_dead_start_begins_again_beside_the_most_used() -> None:
-    start = torch.tensor([[1.0, 2.0], [5.0, 9.0], [-3.0, 0.0]], dtype=DOUBLE)
-    share = torch.tensor([0.3, 0.68, 0.02], dtype=DOUBLE)
-    meta = {"params": {"phi": start}, "mixture": {"share": share, "bias": torch.zeros(3)}}
-    still = {"mixture": {"share": torch.zeros(3, dtype=DOUBLE), "bias": torch.zeros(3)}}
-    assert restarted(meta, still, 0.05, 0.0, 7) is still  # 0.02 is above 5 % of a third
-    moved = restarted(meta, still, 0.1, 0.0, 7)
-    assert (start + moved["params"]["phi"]).tolist() == [[1.0, 2.0], [5.0, 9.0], [5.0, 9.0]]
-    after = share + moved["mixture"]["share"]
-    assert after.tolist() == pytest.approx([0.3, 0.35, 0.35])
-    near = restarted(meta, still, 0.1, 0.5, 7)["params"]["phi"]
-    assert (start + near)[2].tolist() != [5.0, 9.0]
-    assert torch.equal(near, restarted(meta, still, 0.1, 0.5, 7)["params"]["phi"])
-
-
 def test_balance_works_against_starts_that_take_more_than_their_share() -> None:
     on, tasks = Quadratic(4), quadratic_tasks(5, 4)
     algorithm = mixture(on, **{**MIXTURE, "balance": 0.1})
     meta = begin(algorithm, on)
-    meta["mixture"]["bias"] = torch.tensor([1e6, 0.0, 1e6], dtype=DOUBLE)
+    meta["usage"]["bias"] = torch.tensor([1e6, 0.0, 1e6], dtype=DOUBLE)
     found = algorithm.meta_grad(meta, tasks, 0)
     assert found.gradient["params"]["phi"][[0, 2]].abs().max() == 0
     third = pytest.approx(0.1 / 3)
-    assert (-found.shift["mixture"]["bias"]).tolist() == [third, pytest.approx(-0.2 / 3), third]
+    assert (-found.shift["usage"]["bias"]).tolist() == [third, pytest.approx(-0.2 / 3), third]
     assert algorithm.assign(meta, tasks.support_x, tasks.support_y).tolist() == [1] * 5
 
 

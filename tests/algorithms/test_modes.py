@@ -105,7 +105,7 @@ def test_the_chosen_start_is_one_of_each(name: str) -> None:
     if algorithm.turn is not None:
         meta = turned(algorithm, meta, two_levels())
     else:  # decided beyond doubt, so that the mixture is the start that it chooses
-        meta["mixture"]["share"] = torch.tensor([1e-6, 1.0, 1e-6], dtype=DOUBLE)
+        meta["usage"]["share"] = torch.tensor([1e-6, 1.0, 1e-6], dtype=DOUBLE)
         algorithm = MANY_SURE[name](on)
     scores = evaluate(
         algorithm.problem or on, algorithm, meta, iter([tasks]), 2, lambda: None, Workers(1),

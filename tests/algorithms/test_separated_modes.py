@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 import torch
-from families import MIXTURE, begin, regression
+from families import CLUSTERED, MIXTURE, begin, regression
 from oracles import DOUBLE, maml, outer
 
 from metarun.algorithms.base import MetaAlgorithm
@@ -24,13 +24,13 @@ from metarun.tasks import Tasks
 
 STEPS = 2
 PLAIN = dict(inner_lr=0.05, steps=STEPS, estimator="adjoint", proximal=0.0)
-HARD = dict(**PLAIN, starts=2, folds=2, graded_by="support", warm_up=30, spread=0.3, balance=0.05)
+HARD = {**CLUSTERED, **PLAIN, "starts": 2, "warm_up": 30, "spread": 0.3, "balance": 0.05}
 MIXED = {**MIXTURE, **PLAIN, "starts": 2, "balance": 0.05}
 LATE = dict(starts=2, warm_up=60, tasks=40, cluster_on="body", cluster_steps=10)
 METHODS: dict[str, Callable[[Problem], MetaAlgorithm]] = {
-    "clustered": lambda on: clustered(on, **HARD, assign="after"),
-    "clustered-before": lambda on: clustered(on, **HARD, assign="before"),
-    "clustered-holdout": lambda on: clustered(on, **HARD, assign="holdout"),
+    "clustered": lambda on: clustered(on, **HARD),
+    "clustered-before": lambda on: clustered(on, **{**HARD, "assign": "before"}),
+    "clustered-holdout": lambda on: clustered(on, **{**HARD, "assign": "holdout"}),
     "mixture": lambda on: mixture(on, **MIXED),
     "mixture-start": lambda on: mixture(on, **{**MIXED, "combine": "parameters"}),
     "mixture-gate": lambda on: mixture(on, **{**MIXED, "weights": "gate"}),

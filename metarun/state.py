@@ -12,6 +12,7 @@ from torch import Tensor
 from metarun import checkpoint, console
 from metarun.assemble import Experiment
 from metarun.chunks import map_meta
+from metarun.errors import CheckpointError
 from metarun.outer import Moments
 from metarun.paths import config_digest, flat
 from metarun.problem import Meta
@@ -62,7 +63,7 @@ class Vault:
         """Return the newest valid state, or that before training where there is none.
 
         Raises:
-            CheckpointError: all are damaged, or of another configuration or other data.
+            CheckpointError: all are damaged, or of another configuration, version or other data.
         """
         device = self.experiment.hardware.device
         found = checkpoint.newest(self.folder, device) if self.folder.is_dir() else None
@@ -79,19 +80,35 @@ class Vault:
             for key, value in found.tensors.items()
             if key.startswith("moments/")
         }
-        return State(_meta(found.tensors), moments, **state)
+        return State(self._meta(found.tensors), moments, **state)
 
     def best(self) -> Meta:
         """Return the meta-parameters that were best on validation, in the experiment's precision.
 
         Raises:
-            CheckpointError: missing, damaged, or written by another configuration.
+            CheckpointError: missing, damaged, or written by another configuration or version.
         """
         path = self.folder / f"{checkpoint.BEST}{checkpoint.SUFFIX}"
         tensors, meta = checkpoint.load(path, self.experiment.hardware.device)
         checkpoint.check_config(meta, self.digest, self.config)
         dtype = self.experiment.hardware.dtype  # an evaluation's need not be training's
-        return map_meta(lambda v: v.to(dtype) if v.is_floating_point() else v, _meta(tensors))
+        return map_meta(lambda v: v.to(dtype) if v.is_floating_point() else v, self._meta(tensors))
+
+    def _meta(self, tensors: Mapping[str, Tensor]) -> Meta:
+        """Return a checkpoint's meta-parameters, where they are what the algorithm has."""
+        meta: Meta = {}
+        for key, value in tensors.items():
+            kind, _, rest = key.partition("/")
+            if kind == "meta":
+                group, _, name = rest.partition("/")
+                meta.setdefault(group, {})[name] = value
+        if strange := _names(meta) ^ _names(self.experiment.initial()):
+            raise CheckpointError(
+                f"{self.folder}: {', '.join(sorted(strange)[:3])}: in the checkpoint or in this "
+                "version's algorithm alone; use the version of metarun that wrote it, or train "
+                "again under another name"
+            )
+        return meta
 
     def _write(
         self, state: State, name: str, more: Mapping[str, Tensor], facts: Mapping[str, Any]
@@ -115,11 +132,5 @@ class Vault:
             console.warn(saved.notice)
 
 
-def _meta(tensors: Mapping[str, Tensor]) -> Meta:
-    meta: Meta = {}
-    for key, value in tensors.items():
-        kind, _, rest = key.partition("/")
-        if kind == "meta":
-            group, _, name = rest.partition("/")
-            meta.setdefault(group, {})[name] = value
-    return meta
+def _names(meta: Meta) -> set[str]:
+    return {f"{group}/{name}" for group, params in meta.items() for name in params}

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from tiny import tiny_config
 
-from metarun import evaluate_again
-from metarun.errors import ConfigError
+from metarun import cli, evaluate_again
+from metarun.errors import CheckpointError, ConfigError
 from metarun.outcome import versions
 from metarun.report.pooling import methods
 from metarun.report.runs import load
@@ -102,3 +102,21 @@ def test_a_data_set_comes_with_its_settings() -> None:
     found = evaluate_again.with_overrides(config, ["dataset=folder", "dataset.path=here"])
     assert found["dataset"]["path"] == "here"
     assert found["choices"]["dataset"] == "folder"
+
+
+@pytest.mark.parametrize("verb", ["resume", "evaluate"])
+def test_what_another_version_left_is_refused_in_one_line(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """A version whose algorithm keeps more, or calls it something else."""
+    config = tiny_config("algo=mixture")
+    with monkeypatch.context() as before:
+        before.setattr("metarun.algorithms.mixture.USAGE", "mixture")
+        before.setattr("metarun.usage.USAGE", "mixture")
+        assert run_job(config, tmp_path) == 0
+    if verb == "resume":
+        (tmp_path / "outcome.json").unlink()
+    assert cli.main([verb, str(tmp_path)]) == CheckpointError.exit_code
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert ": mixture/bias, mixture/restarts, mixture/share: in the checkpoint or in " in said
+    assert said.endswith("or train again under another name")

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from metarun import manifest
 from metarun.errors import ConfigError
+from metarun.help import usage
 from metarun.nearest import did_you_mean
 from metarun.paths import outputs_root
-
-USAGE = "usage: metarun resume DIR"
 
 
 def main(argv: list[str]) -> int:
@@ -18,11 +17,9 @@ def main(argv: list[str]) -> int:
     Raises:
         ConfigError: there is neither.
     """
-    if argv in (["-h"], ["--help"]):
-        print(USAGE)
-        return 0
     if len(argv) != 1:
-        raise ConfigError(f"resume: takes one folder, and settings stay as they are; {USAGE}")
+        said = "takes one folder, and settings stay as they are"
+        raise ConfigError(f"resume: {said}; {usage('resume')}")
     folder = _folder(argv[0])
     if (folder / "config.yaml").is_file():
         from metarun.run import run_job

@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 
 from metarun.errors import ConfigError, MetarunError, SweepError
+from metarun.help import usage
 from metarun.records import NAME
 from metarun.tracking.settings import Mode, choose_mode
 from metarun.tracking.start import LOG, mirror_command, read_label, write_label
 
-USAGE = "usage: metarun sync RUN... [project=NAME] [entity=NAME]"
 COMPARISON = "comparison.json"
 AT_ONCE = 2
 UNTRACKED = {
@@ -47,7 +47,7 @@ def sync_main(argv: list[str]) -> int:
                 f"the reason is in {failed[0]}/{LOG}"
             )
     except MetarunError as error:
-        print(error, file=sys.stderr)
+        print(f"metarun: {error}", file=sys.stderr)
         return error.exit_code
     return 0
 
@@ -62,15 +62,17 @@ def _arguments(argv: list[str]) -> tuple[list[Path], dict[str, str]]:
         elif equals and not Path(word).exists():
             close = get_close_matches(key, ("project", "entity"), 1)
             hint = f" (did you mean {close[0]}?)" if close else ""
-            raise ConfigError(f"{word}: no such setting{hint}; sync takes project, entity")
+            raise ConfigError(f"{key}: no such setting{hint}; sync takes project, entity")
         else:
             folders += _below(Path(word))
     if not folders:
-        raise ConfigError(f"sync: no run given; {USAGE}")
+        raise ConfigError(f"sync: no run given; {usage('sync')}")
     return list(dict.fromkeys(folders)), options
 
 
 def _below(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such folder; give a run's, or one that holds runs")
     found = sorted(path.parent for name in (NAME, COMPARISON) for path in folder.rglob(name))
     if not found:
         raise ConfigError(

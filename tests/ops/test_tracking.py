@@ -201,8 +201,10 @@ def test_without_wandb_the_notice_says_so(tmp_path, monkeypatch):
 def test_sync_explains_what_it_cannot_do(tmp_path, capsys, monkeypatch):
     with Records(tmp_path) as records:
         records.write("start", 0)
+    (tmp_path / "empty").mkdir()
     for words, text in [
         ([], "no run given"),
+        ([str(tmp_path / "none")], "no such folder"),
         ([str(tmp_path / "empty")], "no run in it"),
         ([str(tmp_path), "projct=a"], "did you mean project"),
     ]:

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from metarun import __version__
-from metarun.errors import ConfigError, MetarunError
+from metarun.errors import ConfigError, MetarunError, StorageError
 from metarun.nearest import did_you_mean
 from metarun.signals import nothing_to_save
 
@@ -45,6 +45,13 @@ def main(argv: list[str] | None = None) -> int:
     except MetarunError as error:
         print(f"metarun: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
+    except (PermissionError, NotADirectoryError) as error:
+        print(
+            f"metarun: {error.filename}: {error.strerror}; open it to yourself, or name another "
+            "folder (METARUN_OUTPUTS for results, METARUN_DATA for data)",
+            file=sys.stderr,
+        )
+        return StorageError.exit_code
     except BrokenPipeError:  # as in `metarun --cfg job | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -54,7 +61,7 @@ def _dispatch(words: list[str]) -> int:
     if words == ["--version"]:
         print(f"metarun {__version__}")
         return 0
-    if {"--help", "-h"} & set(words) and not _is_verb(words[0]):
+    if {"--help", "-h"} & set(words) and (words[0] in VERBS or not _is_verb(words[0])):
         from metarun import help
 
         print(help.text(words))

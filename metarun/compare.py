@@ -10,6 +10,7 @@ from typing import Any
 
 from metarun.errors import ConfigError, DataError, MetarunError
 from metarun.files import prepare_folder, write_atomic
+from metarun.help import usage
 from metarun.nearest import did_you_mean
 from metarun.paths import find_folder, named_folder
 from metarun.report.pairing import section
@@ -19,8 +20,6 @@ from metarun.report.runs import Found, LeftOut, Run, load
 from metarun.report.words import shape
 
 __all__ = ["build", "compare", "load", "main"]
-
-USAGE = "usage: metarun compare DIR... [reference=NAME] [out=DIR]"
 
 
 def compare(found: Found, reference: str | None = None) -> Comparison:
@@ -92,9 +91,6 @@ def main(argv: list[str], told: Collection[Path] = ()) -> int:
     """
     from metarun import console
 
-    if not argv or {"-h", "--help"} & set(argv):
-        console.say(USAGE)
-        return 0 if argv else ConfigError.exit_code
     try:
         folders, options = _arguments(argv)
         out = Path(options["out"]) if "out" in options else common_folder(folders)
@@ -115,7 +111,7 @@ def _arguments(argv: list[str]) -> tuple[list[Path], dict[str, str]]:
         key, equals, value = word.partition("=")
         if equals and key in ("reference", "out"):
             if not value:
-                raise ConfigError(f"{key}: empty; {USAGE}")
+                raise ConfigError(f"{key}: empty; {usage('compare')}")
             options[key] = value
         elif equals and named_folder(word) is None:
             hint = did_you_mean(key, ("reference", "out"))
@@ -123,7 +119,7 @@ def _arguments(argv: list[str]) -> tuple[list[Path], dict[str, str]]:
         elif not _is_comparison(Path(word)):
             folders.append(find_folder("compare", word))
     if not folders:
-        raise ConfigError(f"compare: no folder given; {USAGE}")
+        raise ConfigError(f"compare: no folder given; {usage('compare')}")
     return folders, options
 
 

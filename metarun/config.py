@@ -65,7 +65,7 @@ class Slurm(Launch):
 class Search:
     """How long a search goes on."""
 
-    trials: Count | None  # null: as many as the grid has
+    trials: Count | None  # null: every job that is listed
 
 
 class Part(NamedTuple):
@@ -117,7 +117,7 @@ def check(config: Mapping[str, Any]) -> Checked:
     for key, value in config["suggest"].items():
         converted(f"suggest.{key}", value, SUGGESTED.get(key, Number))
     sections = {key: _section(key, key, config[key], of) for key, of in SECTIONS.items()}
-    search = _section("search", _called("search", choices), config["search"], Search)
+    search = _searching(config["search"], choices)
     parts = {group: _part(group, config[group], choices) for group in NAMESPACES}
     _check_together(sections, parts)
     track = parts["tracking"]
@@ -136,7 +136,13 @@ def launching(values: Any, choices: Mapping[str, Any]) -> Launch:
     if not isinstance(values, Mapping):
         raise ConfigError(f"launch: missing; choose launch=one of {', '.join(_options('launch'))}")
     of = Slurm if choices.get("launch") == "slurm" else Launch
-    return _section("launch", _called("launch", choices), values, of)
+    launch = _section("launch", _called("launch", choices), values, of)
+    if launch.workers > 1 and choices.get("launch") == "basic":
+        raise ConfigError(
+            f"launch.workers: {launch.workers} does nothing with launch=basic, which runs one job "
+            "after another; add launch=local"
+        )
+    return launch
 
 
 def tracked(values: Mapping[str, Any], choices: Mapping[str, Any]) -> Any:
@@ -254,6 +260,16 @@ def _check_together(sections: Mapping[str, Any], parts: Mapping[str, Part]) -> N
             f"budget.total: {budget.total:g} is not allowed; must be a whole number of "
             f"{budget.unit}"
         )
+
+
+def _searching(values: Mapping[str, Any], choices: Mapping[str, str]) -> Search:
+    search = _section("search", _called("search", choices), values, Search)
+    if search.trials and choices.get("search") in ("none", "grid"):
+        raise ConfigError(
+            f"search.trials: {search.trials} does nothing with search={choices['search']}, where "
+            "every job that is listed runs; use search=optuna, or search.trials=null"
+        )
+    return search
 
 
 def _called(group: str, choices: Mapping[str, str]) -> str:

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from metarun import console
 from metarun.data.fetch import data_root
-from metarun.errors import ConfigError
+from metarun.errors import ConfigError, StorageError
 from metarun.files import cache_root, prepare_folder
 from metarun.paths import conf_dir, outputs_root
 from metarun.report.words import counted
@@ -83,11 +83,16 @@ def installed() -> list[Row]:
 
 
 def devices() -> list[Row]:
-    """Look at processors and GPUs."""
+    """Look at processors, what makes the most of them, and GPUs."""
     import torch
 
-    threads = counted(torch.get_num_threads(), "thread")
-    rows = [Row("cpu", "ok", f"{counted(os.cpu_count(), 'core')}, {threads}")]
+    from metarun.kernels.build import why_not
+
+    threads, why = counted(torch.get_num_threads(), "thread"), why_not()
+    rows = [
+        Row("cpu", "ok", f"{counted(os.cpu_count(), 'core')}, {threads}"),
+        Row("kernels", "warn" if why else "ok", f"{why}; vmap instead" if why else "built"),
+    ]
     if not torch.cuda.is_available():
         return [*rows, Row("cuda", "warn", f"torch {torch.__version__} sees no GPU")]
     for index in range(torch.cuda.device_count()):
@@ -111,28 +116,30 @@ def datasets() -> list[Row]:
         if archive.is_file():
             known = hashlib.md5(archive.read_bytes()).hexdigest() == part.md5
             source = "as published" if known else "not the published file; judged by what it holds"
-            rows.append(Row(archive.name, "ok", f"{source}; {LICENCES['omniglot']}"))
+            rows.append(Row("omniglot", "ok", f"{archive.name}: {source}; {LICENCES['omniglot']}"))
         elif (folder / part.name).is_dir():
-            rows.append(Row(part.name, "ok", f"unpacked; {LICENCES['omniglot']}"))
+            rows.append(Row("omniglot", "ok", f"{part.name}, unpacked; {LICENCES['omniglot']}"))
         else:
-            rows.append(Row(archive.name, "warn", f"not in {folder}; downloaded when first used"))
+            missing = f"{archive.name} is not in {folder}; downloaded when first used"
+            rows.append(Row("omniglot", "warn", missing))
     return rows
 
 
 def places() -> list[Row]:
     """Look at the folders that are read and written."""
     rows = [Row("configuration", "ok", str(conf_dir())), Row("data", "ok", str(data_root()))]
-    for name, folder in (("cache", cache_root()), ("outputs", outputs_root())):
-        rows.append(_writable(name, folder))
+    rows.append(_writable("cache", cache_root(), "XDG_CACHE_HOME"))
+    rows.append(_writable("outputs", outputs_root(), "METARUN_OUTPUTS"))
     return rows
 
 
-def _writable(name: str, folder: Path) -> Row:
+def _writable(name: str, folder: Path, variable: str) -> Row:
     exists = folder.exists()
     try:
         prepare_folder(folder)
-    except OSError as error:
-        return Row(name, "fail", str(error))
+    except StorageError as error:
+        refused = getattr(error.__cause__, "strerror", None) or "cannot be written"
+        return Row(name, "fail", f"{folder}: {refused}; set {variable} to another folder")
     free = shutil.disk_usage(folder).free / 2**30
     if not exists:
         folder.rmdir()

@@ -43,6 +43,7 @@ def explained(error: Exception, composed: Callable[[], DictConfig]) -> Exception
         return ConfigError(_missing_file(error))
     if isinstance(error, OverrideParseException):
         detail = _first_line(re.sub(r"Error parsing override .*\n?", "", error.message))
+        detail = re.sub(r"(?:at )?'<EOF>'", "at its end", detail.partition(" expecting ")[0])
         return ConfigError(
             f"{error.override}: cannot be read as key=value ({detail}); quote what holds spaces, "
             "commas or brackets: 'key=\"a, b\"'"
@@ -84,7 +85,8 @@ def _is_hydras(error: Exception) -> bool:
 def _missing_file(error: MissingConfigException) -> str:
     path = error.missing_cfg_file or ""
     if extra := EXTRAS.get(path):
-        return f"{path}: is not installed; pip install 'metarun[{extra}]'"
+        group = "search" if "sweeper" in path else "launch"
+        return f"{group}={extra}: its plug-in is not installed; pip install 'metarun[{extra}]'"
     group, _, option = path.rpartition("/")
     if group and error.options is not None:
         return no_such_option(group, option, error.options)

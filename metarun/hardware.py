@@ -115,7 +115,9 @@ class Hardware:
 
 def hardware(
     *,
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")],
+    device: Annotated[
+        str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
+    ],
     dtype: Literal["float32", "float64"],
     precision: Precision,
     threads: Annotated[int, Field(ge=1)] | None,

@@ -15,15 +15,42 @@ from metarun.yamlfile import read
 
 WIDTH = 79  # columns
 INDENT = 14  # of the options
+VERBS = {
+    "compare": (
+        "DIR... [reference=NAME] [out=DIR]",
+        "Compare finished runs and sweeps on the test tasks that they share.",
+    ),
+    "doctor": ("", "Say what is installed, on disk and missing."),
+    "evaluate": (
+        "RUN [key=value]...",
+        "Test a finished run again, with other dataset, task, test or hardware settings.",
+    ),
+    "resume": ("DIR", "Go on with a run or a sweep."),
+    "sync": (
+        "RUN... [project=NAME] [entity=NAME]",
+        "Send to Weights & Biases what it does not have yet of these runs.",
+    ),
+    "verify": (
+        "[key=value]...",
+        "Check gradients, batching, labels and leakage of your model and algorithm.",
+    ),
+}
 FOLDERS = re.compile(r"^(?:--config-dir|-cd)(?:=(.+))?$")
 
 
+def usage(verb: str) -> str:
+    """Return the line that says what a verb takes."""
+    return f"usage: metarun {verb} {VERBS[verb][0]}".rstrip()
+
+
 def text(words: Sequence[str]) -> str:
-    """Return the help; options in the folders that the words add are listed with our own.
+    """Return the help, or that of a verb; options in folders that the words add are listed too.
 
     Raises:
         ConfigError: one of the folders is not there.
     """
+    if words[0] in VERBS:
+        return f"{usage(words[0])}\n{VERBS[words[0]][1]}"
     found = read(conf_dir() / MARK)
     filled = Template(_inserted(found["template"], found)).substitute(
         APP_CONFIG_GROUPS="\n".join(_groups([conf_dir(), *_added(words)]))

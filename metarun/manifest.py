@@ -75,7 +75,7 @@ def jobs(entries: Sequence[Entry]) -> dict[str, Entry]:
 
 def outcome(folder: Path) -> dict[str, Any] | None:
     """Return a run's outcome, or None when it has none yet, or one that is damaged."""
-    with suppress(FileNotFoundError, ValueError):
+    with suppress(FileNotFoundError, NotADirectoryError, ValueError):
         found = json.loads((folder / "outcome.json").read_bytes())
         return found if isinstance(found, dict) and "status" in found else None
     return None

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from metarun import manifest
 from metarun.errors import ConfigError
+from metarun.help import usage
 from metarun.paths import find_folder
-
-USAGE = "usage: metarun resume DIR"
 
 
 def main(argv: list[str]) -> int:
@@ -15,11 +14,9 @@ def main(argv: list[str]) -> int:
     Raises:
         ConfigError: there is neither.
     """
-    if argv in (["-h"], ["--help"]):
-        print(USAGE)
-        return 0
     if len(argv) != 1:
-        raise ConfigError(f"resume: takes one folder, and settings stay as they are; {USAGE}")
+        said = "takes one folder, and settings stay as they are"
+        raise ConfigError(f"resume: {said}; {usage('resume')}")
     folder = find_folder("resume", argv[0]).absolute()
     if (folder / "config.yaml").is_file():
         from metarun.run import run_job

@@ -103,6 +103,9 @@ def describe(annotation: Any) -> str:
 
 def _with_bounds(text: str, constraints: Iterable[Any]) -> str:
     found = [c for field in constraints for c in getattr(field, "metadata", [field])]
+    for words in (getattr(field, "description", None) for field in constraints):
+        if words:
+            return words
     for constraint in found:
         if pattern := getattr(constraint, "pattern", None):
             return f"{text} like {pattern.removeprefix('^').removesuffix('$')}"

@@ -16,7 +16,8 @@ from metarun.data.glyphs import SIZE, glyphs
 from metarun.data.images import ImageSource, Rotations
 from metarun.data.omniglot import Protocol, omniglot
 from metarun.data.source import Split
-from metarun.errors import ConfigError
+from metarun.errors import ConfigError, DataError
+from metarun.nearest import did_you_mean
 from metarun.tasks import Tasks
 
 
@@ -37,6 +38,7 @@ def mixture(
 
     Raises:
         ConfigError: two sources of one name, which no report could tell apart.
+        DataError: a source that is nothing of these, or as its own kind raises it.
     """
     found: list[ImageSource] = []
     for source in sources:
@@ -47,6 +49,7 @@ def mixture(
                 omniglot(root, protocol=protocol, rotations=rotations, split_seed=split_seed)
             )
         else:
+            _refuse_missing(source, root)
             found.append(
                 folder(
                     root,
@@ -66,6 +69,16 @@ def mixture(
             "and give folders different names"
         )
     return MixedSource(tuple(found), names)
+
+
+def _refuse_missing(source: str, root: Path) -> None:
+    given = Path(source).expanduser()
+    if not any(place.is_dir() for place in (given, root / given)):
+        near = did_you_mean(source, ("glyphs", "omniglot"))
+        raise DataError(
+            f"dataset.sources: {source} is neither glyphs nor omniglot{near}, nor a folder, here "
+            f"or in {root}"
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from metarun.report.words import METRIC_NAMES, budget, flop, p_value, ratio, score, seconds
+from metarun.report.words import (
+    METRIC_NAMES,
+    budget,
+    flop,
+    over_seeds,
+    p_value,
+    ratio,
+    score,
+    seconds,
+)
 
 if TYPE_CHECKING:
     from metarun.report.result import Entry, Pair, Section
@@ -71,7 +80,18 @@ def _evidence(section: Section, best: Entry, pair: Pair) -> str:
     return (
         f"{best.label} reaches {_on(section, ours)}{seeds}; {reference.label} reaches {theirs} "
         f"on the same tasks. Task by task, {best.label} is {gap} {word} ({said})."
+        + _doubt(pair, metric)
     )
+
+
+def _doubt(pair: Pair, metric: str) -> str:
+    """Say so where the noise of training, of which p knows nothing, could turn a clear answer."""
+    unsure = pair.seeds_ci95 is not None and pair.seeds_ci95 >= abs(pair.difference)
+    if not unsure or _answer(pair) == "Not clear":
+        return ""
+    spread = over_seeds(pair.seeds_ci95, len(pair.per_seed), metric).partition(" (")[0]
+    seeds = f"{len(pair.per_seed)} training seeds"
+    return f" Over {seeds} that difference is uncertain by {spread}: others may answer otherwise."
 
 
 def _adjusted(pair: Pair) -> float:

@@ -11,12 +11,12 @@ from functools import partial
 from pathlib import Path
 
 from metarun.errors import ConfigError, MetarunError, SweepError
+from metarun.help import usage
 from metarun.paths import find_folder, named_folder
 from metarun.records import NAME
 from metarun.tracking.settings import Mode, choose_mode
 from metarun.tracking.start import LOG, mirror_command, read_label, write_label
 
-USAGE = "usage: metarun sync RUN... [project=NAME] [entity=NAME]"
 COMPARISON = "comparison.json"
 AT_ONCE = 2
 UNTRACKED = {
@@ -63,15 +63,17 @@ def _arguments(argv: list[str]) -> tuple[list[Path], dict[str, str]]:
         elif equals and named_folder(word) is None:
             close = get_close_matches(key, ("project", "entity"), 1)
             hint = f" (did you mean {close[0]}?)" if close else ""
-            raise ConfigError(f"{word}: no such setting{hint}; sync takes project, entity")
+            raise ConfigError(f"{key}: no such setting{hint}; sync takes project, entity")
         else:
             folders += _below(find_folder("sync", word))
     if not folders:
-        raise ConfigError(f"sync: no run given; {USAGE}")
+        raise ConfigError(f"sync: no run given; {usage('sync')}")
     return list(dict.fromkeys(folders)), options
 
 
 def _below(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such folder; give a run's, or one that holds runs")
     found = sorted(path.parent for name in (NAME, COMPARISON) for path in folder.rglob(name))
     if not found:
         raise ConfigError(

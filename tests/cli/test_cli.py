@@ -146,6 +146,65 @@ def test_every_verb_exists() -> None:
         assert callable(getattr(import_module(module), function))
 
 
+@pytest.mark.parametrize("verb", cli.VERBS)
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_every_verb_says_what_it_takes(
+    verb: str, flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in ([verb, flag], [verb, "somewhere", flag]):
+        assert cli.main(words) == 0
+        usage, what = capsys.readouterr().out.splitlines()
+        assert usage.startswith(f"usage: metarun {verb}")
+        assert what.endswith(".")
+        assert max(len(usage), len(what)) < 80
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("compare", "no folder given; usage: metarun compare DIR..."),
+        ("sync", "no run given; usage: metarun sync RUN..."),
+        ("sync nowhere", "nowhere: no such folder"),
+        (
+            "resume a b",
+            "takes one folder, and settings stay as they are; usage: metarun resume DIR",
+        ),
+        ("doctor now", "takes no words, and was given now"),
+    ],
+)
+def test_wrong_words_for_a_verb(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(words.split()) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("metarun: ")
+    assert said in captured.err
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
+
+
+@pytest.mark.parametrize("sweep", [[], ["-m"]], ids=["run", "sweep"])
+@pytest.mark.parametrize("refusal", [PermissionError(13, "Permission denied", "/locked"), None])
+def test_outputs_that_cannot_be_used_are_a_line(
+    sweep: list[str],
+    refusal: PermissionError | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("METARUN_OUTPUTS", str(tmp_path / "file"))
+    if refusal:
+
+        def outcome(folder: Path) -> None:
+            raise refusal
+
+        monkeypatch.setattr("metarun.manifest.outcome", outcome)
+    assert cli.main([*sweep, "dataset=sinusoid"]) == 5
+    captured = capfd.readouterr()
+    said = "/locked: Permission denied; open it to yourself" if refusal else f"{tmp_path}/file/"
+    assert captured.err.startswith(f"metarun: {said}")
+    assert refusal or "set METARUN_OUTPUTS to another folder" in captured.err
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
+
+
 @pytest.mark.parametrize(
     ("flag", "said"),
     [

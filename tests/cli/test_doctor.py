@@ -14,7 +14,7 @@ DATASETS = Path(__file__).parents[2] / "conf" / "dataset"
 
 def test_every_data_set_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("METARUN_DATA", str(tmp_path))
-    names = {row.name.replace("images_background.zip", "omniglot") for row in doctor.datasets()}
+    names = {row.name for row in doctor.datasets()}
     assert {path.stem for path in DATASETS.glob("*.yaml")} <= names
 
 
@@ -22,3 +22,23 @@ def test_every_data_set_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_thread_is_one(threads: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     assert doctor.devices()[0].detail.endswith(said)
+
+
+@pytest.mark.parametrize("why", ["", "there is no C compiler for the kernels"])
+def test_kernels_are_looked_at(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metarun.kernels.build.why_not", lambda: why)
+    (row,) = (row for row in doctor.devices() if row.name == "kernels")
+    assert (row.state, row.detail) == (("warn", f"{why}; vmap instead") if why else ("ok", "built"))
+
+
+@pytest.mark.parametrize(
+    ("variable", "name"), [("XDG_CACHE_HOME", "cache"), ("METARUN_OUTPUTS", "outputs")]
+)
+def test_a_place_that_cannot_be_written_names_its_variable(
+    variable: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(variable, str(tmp_path / "file"))
+    (row,) = (row for row in doctor.places() if row.name == name)
+    assert row.state == "fail"
+    assert row.detail.endswith(f"; set {variable} to another folder")

@@ -140,8 +140,20 @@ CASES = {
     "duplicate-key": Case((*EXTRA, "algo=twice"), ("twice.yaml, line 3", "duplicate key steps")),
     "interpolation-to-nothing": Case(("seed=${sead}",), ("seed: ", "'sead' not found")),
     "interpolation-in-a-circle": Case(("seed=${name}", "name=${seed}"), ("refers to itself",)),
+    "comma": Case(
+        ("algo=maml,",), ("cannot be read as key=value (mismatched input at its end); quote what",)
+    ),
+    # what does nothing
+    "workers-of-none": Case(
+        (*REGRESSION, "launch.workers=3"),
+        ("launch.workers: 3 does nothing with launch=basic", "add launch=local"),
+    ),
+    "trials-of-none": Case(
+        (*REGRESSION, "search.trials=3"),
+        ("search.trials: 3 does nothing with search=none", "use search=optuna"),
+    ),
     # the machine, and what is there already
-    "device": Case(("hardware.device=tpu",), ('hardware.device: "tpu"', "auto|cpu|cuda")),
+    "device": Case(("hardware.device=tpu",), ('"tpu"', "must be auto, cpu, cuda or cuda:N")),
     "dtype": Case(("hardware.dtype=float33",), ('"float33"', "did you mean float32?", "float64")),
     "no-accelerator": Case(
         (*REGRESSION, "hardware.device=cuda:99"), ("hardware.device: cuda:99 ",)

@@ -32,11 +32,6 @@ def test_mistakes(
     assert (captured.out, captured.err.count("\n")) == ("", 1)
 
 
-def test_help(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["resume", "--help"]) == 0
-    assert capsys.readouterr().out == "usage: metarun resume DIR\n"
-
-
 def test_a_run(outputs: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*TINY, "name=mine"]) == 0
     folder = outputs / "mine"

@@ -141,6 +141,7 @@ def test_the_manifest_survives_a_torn_line(tmp_path: Path) -> None:
         (["-m", "algo=maml,mmal"], "algo=mmal: no such option (did you mean mmaml?)"),
         (["-m", "algo=maml,scratch", "algo.steps=2"], "algo.steps: no such setting; algo=scratch"),
         (["-m", "seed=0,1", "launch.workers=0"], "launch.workers: 0 is not allowed"),
+        (["search=grid", "search.trials=3"], "search.trials: 3 does nothing with search=grid"),
         (["-m", "seed=0,1", "~launch"], "launch: missing"),
         (["-m", "seed=0,1", "name=../up"], 'name: "../up" is not allowed'),
         (["seed=0,1"], "seed=0,1: several values make a sweep; add -m"),

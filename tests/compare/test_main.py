@@ -46,12 +46,6 @@ def test_main_gives_one_line_and_the_code(make_run, tmp_path, capsys, argv, code
     assert says in err
 
 
-def test_usage(capsys):
-    assert main(["--help"]) == 0
-    assert main([]) == 2
-    assert capsys.readouterr().out.count("usage: metarun compare DIR...") == 2
-
-
 def test_a_folder_whose_name_has_an_equals_sign_is_a_folder(make_run, capsys):
     assert main([str(make_run("algo=maml,seed=0"))]) == 0
 

@@ -17,9 +17,9 @@ METHODS, TASKS, TRIALS = 12, 60, 400
 SLACK = 4 * math.sqrt(0.05 * 0.95 / TRIALS)  # four standard errors of a simulated 5 %
 
 
-def run(algo, scores):
+def run(algo, scores, seed=0):
     """A run as it is loaded, of one adaptation step, without a folder."""
-    outcome = {"algo": algo, "dataset": "d", "seed": 0, "task_list": "t"}
+    outcome = {"algo": algo, "dataset": "d", "seed": seed, "task_list": "t"}
     outcome |= {"shape": {"ways": 5, "shots": 1}}
     task = np.arange(len(scores))
     return Run(Path(algo), outcome, {}, "accuracy", 0, task, scores[:, None], np.zeros_like(task))
@@ -75,3 +75,27 @@ def test_p_is_adjusted_for_the_comparisons_with_the_reference_and_says_so(sweep)
 def test_a_single_comparison_needs_no_correction(make_run):
     (one,) = compare(load([make_run("m"), make_run("t", "transfer")])).sections
     assert verdict(one).evidence.endswith("(p < 0.001).")
+
+
+@pytest.mark.parametrize(
+    ("gains", "answer", "doubtful"),
+    [
+        ((0.2, 0.1), "Yes", True),  # Student's interval over two seeds is wide
+        ((0.16, 0.15), "Yes", False),
+        ((0.1, -0.3), "No", True),
+        ((0.1, -0.1), "Not clear", False),  # says enough
+        ((0.15,), "Yes", False),  # one seed knows nothing of others
+    ],
+)
+def test_a_clear_answer_that_other_seeds_may_turn_says_so(gains, answer, doubtful):
+    rng = np.random.default_rng(5)
+    scores = 0.5 + rng.normal(0, 0.1, TASKS)
+    runs = [
+        run(algo, scores + gain * (algo == "maml") + rng.normal(0, 0.01, TASKS), seed)
+        for seed, gain in enumerate(gains)
+        for algo in ("maml", "transfer")
+    ]
+    said = verdict(section(runs, None))
+    assert said.answer == answer
+    doubt = "Over 2 training seeds that difference is uncertain by ± "
+    assert (doubt in said.evidence) == doubtful

@@ -12,7 +12,7 @@ from PIL import Image
 from metarun.data.folder import folder
 from metarun.data.mixture import MixedSource, mixture
 from metarun.data.source import Source
-from metarun.errors import ConfigError
+from metarun.errors import ConfigError, DataError
 from metarun.tasks import Tasks
 
 SPLITS = {"train_fraction": 0.4, "validation_fraction": 0.3, "split_seed": 0}
@@ -98,3 +98,11 @@ def test_mistakes_name_the_source(place: Path) -> None:
         opened(place, "light", "dark").check(ways=3, shots=1, queries=1)
     with pytest.raises(ConfigError, match=r"dataset\.sources: dark is there more than once"):
         opened(place, "dark", "light", "dark")
+
+
+def test_a_misspelt_source_is_named_by_its_own_key(place: Path) -> None:
+    said = (
+        r"^dataset\.sources: \S*omniglott is neither .* \(did you mean omniglot\?\), nor a folder"
+    )
+    with pytest.raises(DataError, match=said):
+        mixture(place, sources=["omniglott"], rotations="none", protocol="random", **SPLITS)

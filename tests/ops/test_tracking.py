@@ -204,6 +204,7 @@ def test_sync_explains_what_it_cannot_do(tmp_path, capsys, monkeypatch):
     (tmp_path / "empty").mkdir()
     for words, text in [
         ([], "no run given"),
+        ([str(tmp_path / "none")], "no such folder"),
         ([str(tmp_path / "empty")], "no run in it"),
         ([str(tmp_path), "projct=a"], "did you mean project"),
     ]:

@@ -47,11 +47,14 @@ maml has one start of 92-92, as many numbers as the five starts of 40-40, and th
 alfa at meta-step 31, metacurvature at 46, metasgd at 64, mamlpp at 418, and a clip does not help.
 metasgd's and mamlpp's values are with algo.transform=exp (metasgd, softplus: 1.016 ± 0.150), alfa's
 and metacurvature's with outer.on_divergence=drop_tasks, which left out 39 and 1 of 625,000 tasks.
-imaml's values were taken before its conjugate gradient gave up diverged iterates; with that, the
-run on sinusoids diverged at meta-step 2,694. alfa's values on Omniglot were taken before its preset
-had a clip (outer.clip=1); on sinusoids it diverged without. clustered's and mixture's on Omniglot
-were taken while their operations were counted 1.6 to 1.9 times too high, so that their budgets were
-as much smaller than the others'.
+imaml solves its inner problem by L-BFGS. By the paper's descent (algo.inner_optimizer=sgd) the run
+on sinusoids diverges, at meta-step 2,694 with a rate of 0.01 and 599 with 0.02: a start that is
+learned becomes steep, and no fixed rate suits it for long. What is left of the inner gradient, over
+the pull that ought to cancel it, is 0.2 to 0.4 there (the kinks of ReLU: with a smooth activation
+it is 1e-9) and 0.5 on Omniglot, where normalisation makes the problem so ill-conditioned that no
+method tried does better; descent leaves 1.5 to 1.9. Its Omniglot budgets are 34 and 9 meta-steps.
+alfa's values on Omniglot were taken before its preset had a clip (outer.clip=1); on sinusoids it
+diverged without.
 
 Written by `python docs/methods.py SWEEP...`; the sweeps are
 

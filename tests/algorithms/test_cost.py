@@ -68,6 +68,9 @@ FORMULAS: dict[str, Callable[[int, int], float]] = {
     "algo=imaml algo.inner_optimizer=sgd": lambda k, rho: (
         3 * k + 3 * rho + 3 + SECOND * solver_steps()
     ),
+    "algo=imaml algo.inner_optimizer=sgd algo.estimator.solver=neumann": lambda k, rho: (
+        3 * k + 3 * rho + 3 + SECOND * (solver_steps() + 1)
+    ),
     "algo=es_maml algo.estimator.pairs=9": lambda k, rho: (2 * 9 + 1) * (3 * k + rho),
     "algo=anil": lambda k, rho: 1 + 2 + 3 * rho,
     # Not in the table. Reptile learns from support and query as one, and looks at the end; each

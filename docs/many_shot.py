@@ -27,7 +27,7 @@ leaves a float's range is inf; "not finite" counts the meta-steps that were skip
 "diverges" is a test error of nan or above a million, by some task whose adaptation runs away.
 
 At a rate of 0.01 the exact meta-gradient is tame up to 50 steps, at most 11 times the first-order
-one. At 0.05 it is 1e4 to 1e9 times as long after 50 steps, and at 0.1 6e2 to 1e10 times after 20,
+one. At 0.05 it is 1e4 to 3e8 times as long after 50 steps, and at 0.1 6e2 to 1e10 times after 20,
 though the loss that is trained on is finite: outliers decide the meta-gradient, and clipping it
 leaves a direction of theirs. Of the remedies at 0.1 and 50 steps iMAML (its inner rate is 0.02)
 and, without the clip, truncation end no worse than plain MAML with 5 steps; first order has tame

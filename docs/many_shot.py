@@ -29,9 +29,9 @@ leaves a float's range is inf; "not finite" counts the meta-steps that were skip
 At a rate of 0.01 the exact meta-gradient is tame up to 50 steps, at most 11 times the first-order
 one. At 0.05 it is 1e4 to 3e8 times as long after 50 steps, and at 0.1 6e2 to 1e10 times after 20,
 though the loss that is trained on is finite: outliers decide the meta-gradient, and clipping it
-leaves a direction of theirs. Of the remedies at 0.1 and 50 steps iMAML (its inner rate is 0.02)
-and, without the clip, truncation end no worse than plain MAML with 5 steps; first order has tame
-gradients, and a start that runs away at test.
+leaves a direction of theirs. Of the remedies at 0.1 and 50 steps iMAML, which searches for the
+lengths of its steps, ends better than plain MAML with 5 steps, and truncation without the clip no
+worse; first order has tame gradients, and a start that runs away at test.
 
 Written by `python docs/many_shot.py SWEEP...`; the sweeps are
 
@@ -52,8 +52,10 @@ def row(run: Path) -> tuple[Any, ...]:
     algo, clip = config["algo"], config["outer"]["clip"]
     method = algo["_target_"].rpartition(".")[2]
     estimator = algo.get("estimator")
-    if method == "maml" and estimator != "adjoint":
-        method = "fomaml" if estimator == "first_order" else "truncated"
+    if method == "maml" and isinstance(estimator, dict):
+        method = "imaml" if "solver" in estimator else "truncated"
+    elif method == "maml" and estimator == "first_order":
+        method = "fomaml"
     trained = [r for r in read(run) if r["kind"] == "train"]
     ratios = [float(r["gradient_ratio_p95"]) for r in trained if "gradient_ratio_p95" in r]
     worst = math.inf if any(not math.isfinite(r) for r in ratios) else max(ratios, default=math.nan)

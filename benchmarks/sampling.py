@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from itertools import count
+from itertools import count, islice
 from statistics import median
 from typing import Any
 
@@ -24,7 +24,7 @@ PRESETS = {
     "glyphs": ("dataset=glyphs", "algo=maml"),
     "sinusoid": ("experiment=sinusoid", "algo=maml"),
 }
-BLOCKS = 4  # of batches drawn together, a timing
+LEAST = 4  # meta-steps a timing
 ROUNDS = 7
 
 
@@ -50,37 +50,32 @@ def measure(
 
 
 def share(words: list[str], device: torch.device) -> dict[str, float]:
-    """Time the draw of one meta-step's tasks, as training draws them, and its meta-gradient."""
+    """Time meta-steps' draws and meta-gradients in turn, for a draw is slower in cold caches."""
     experiment = assemble(check(compose_job(words)), data_root())
     meta = experiment.initial()
     experiment, _ = settle(experiment, meta)
     meta_grad, chunk = experiment.algorithm.meta_grad, experiment.tasks_at_once()
     assert meta_grad is not None
-    batches, steps, tasks = Ahead(experiment), count(), experiment.batch(0)
-    together = BLOCKS * batches.steps
-
-    def draw() -> None:
-        for _ in range(together):
-            batches.batch(next(steps))
-
-    def gradient() -> None:
-        in_chunks(meta_grad, meta, tasks, 0, chunk, experiment.workers)
-
-    sampling, computing = _seconds(draw, device) / together, _seconds(gradient, device)
+    batches, steps = Ahead(experiment), count()
+    together = max(LEAST, batches.steps)  # whole blocks of batches that are drawn at once
+    rounds: list[tuple[float, float]] = []
+    for _ in range(1 + ROUNDS):
+        sampling = computing = 0.0
+        for step in islice(steps, together):
+            begun = _now(device)
+            tasks = batches.batch(step)
+            drawn = _now(device)
+            in_chunks(meta_grad, meta, tasks, step, chunk, experiment.workers)
+            sampling, computing = sampling + drawn - begun, computing + _now(device) - drawn
+        rounds.append((1e3 * sampling / together, 1e3 * computing / together))
+    sampling, computing = (median(times) for times in zip(*rounds[1:], strict=True))
     return {
-        "sampling_ms": 1e3 * sampling,
-        "meta_gradient_ms": 1e3 * computing,
+        "sampling_ms": sampling,
+        "meta_gradient_ms": computing,
         "share": sampling / (sampling + computing),
     }
 
 
-def _seconds(function: Callable[[], None], device: torch.device) -> float:
-    function()
-    spent: list[float] = []
-    for _ in range(ROUNDS):
-        synchronise(device)
-        begun = time.perf_counter()
-        function()
-        synchronise(device)
-        spent.append(time.perf_counter() - begun)
-    return median(spent)
+def _now(device: torch.device) -> float:
+    synchronise(device)
+    return time.perf_counter()

@@ -29,6 +29,8 @@ def subject_of(checked: Checked, experiment: Experiment) -> Subject:
     algo = checked.parts["algo"]
 
     def variant(changes: Mapping[str, Any]) -> Experiment:
+        if "inner_optimizer" in algo.values:  # a search has no way back, and all changes need one
+            changes = {"inner_optimizer": "sgd", **changes}
         other = algo._replace(values={**algo.values, **changes})
         parts = {**checked.parts, "algo": other}
         problem, algorithm = learning(

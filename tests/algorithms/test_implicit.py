@@ -254,7 +254,11 @@ SOLVED = {
 }
 
 
-@pytest.mark.parametrize("name", SOLVED)
+QUICK = ("maml", "cavia", "mixture-gate")
+EACH = [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in SOLVED]
+
+
+@pytest.mark.parametrize("name", EACH)
 def test_it_is_the_gradient_of_every_family_s_solution(name: str) -> None:
     """Where the proximal problem is solved, the way to it does not matter: adjoint agrees."""
     on, tasks, case = problem("mlp"), image_tasks("mlp"), BUILDERS[name]
@@ -271,7 +275,7 @@ def test_it_is_the_gradient_of_every_family_s_solution(name: str) -> None:
     assert distance(gradient.gradient, exact.gradient) < 1e-7
 
 
-@pytest.mark.parametrize("name", SOLVED)
+@pytest.mark.parametrize("name", EACH)
 def test_the_pull_is_part_of_the_inner_loss_whatever_the_estimator(name: str) -> None:
     on, tasks, case = problem("mlp"), image_tasks("mlp"), BUILDERS[name]
     weak, strong = (

@@ -128,6 +128,7 @@ def bound(strength: float) -> MetaGradient:
     return algorithm.meta_grad(algorithm.init(ON.initial()), TASKS, 0)
 
 
+@pytest.mark.slow
 def test_a_proximal_force_without_bound_leaves_the_query_s_gradient_at_the_start() -> None:
     """As lambda grows, phi* goes to theta and its Jacobian to 1: what is left falls by 1/lambda."""
     params = {n: v.clone().requires_grad_() for n, v in ON.initial().items()}

@@ -52,6 +52,7 @@ def test_it_solves_what_as_many_steps_of_descent_do_not() -> None:
     assert walked.figures["inner_residual"].min() > 0.1
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_the_solution() -> None:
     found = imaml(ON, **SEARCH, steps=30, iterations=30).meta_grad(META, TASKS, 0)
     exact = maml(ON, inner_lr=0.05, proximal=2.0, steps=200, estimator="adjoint")
@@ -85,6 +86,7 @@ def test_a_task_alone_goes_the_same_way() -> None:
                 )
 
 
+@pytest.mark.slow
 def test_steps_after_the_end_stay_there() -> None:
     algorithm = imaml(ON, **SEARCH, steps=99, iterations=5)
     curve = list(algorithm.adapt(META, *SUPPORT, 99))

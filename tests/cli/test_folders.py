@@ -54,6 +54,7 @@ def test_every_verb_says_in_the_same_words_that_there_is_none(
     assert (out, err) == ("", expected)
 
 
+@pytest.mark.slow
 def test_every_verb_finds_a_job_below_the_root(
     outputs: Path,
     elsewhere: Path,

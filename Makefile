@@ -23,7 +23,7 @@ demo: setup  ## scratch, transfer, FO-MAML and MAML on the embedded glyphs; unde
 test: check  ## what CI runs: check, then the slow tests (README's commands, a wheel elsewhere)
 	$(BIN)/pytest -q -n $(CPUS) -m 'slow and not faults'
 
-check: setup  ## format, lint, types, fast tests; under 3 minutes on 2 cores
+check: setup  ## format, lint, types, fast tests; 4 minutes on 2 cores
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python

@@ -180,7 +180,10 @@ def shipped(**settings: object) -> MetaAlgorithm:
     return part.factory(Quadratic(SMALL), **{**part.values, **settings})
 
 
-@pytest.mark.parametrize(("inner_optimizer", "found_to"), [("lbfgs", 1e-8), ("sgd", 1e-12)])
+@pytest.mark.parametrize(
+    ("inner_optimizer", "found_to"),
+    [pytest.param("lbfgs", 1e-8, marks=pytest.mark.slow), ("sgd", 1e-12)],
+)
 def test_what_is_shipped_is_the_gradient_through_the_regularised_solution(
     inner_optimizer: str, found_to: float
 ) -> None:

@@ -72,9 +72,14 @@ def estimate(
     the last two cannot.
 
     Raises:
-        ConfigError: what `check_estimator` refuses.
+        ConfigError: what `check_estimator` refuses, such weights, a search to be led back through.
     """
     check_estimator(estimator, steps, problem, learner.proximal)
+    if weights is not None and isinstance(estimator, Evolution | Implicit):
+        raise ConfigError(
+            "algo.estimator: evolution strategies and implicit gradients ask the query at the end "
+            "of the inner loop alone, and losses of every step are wanted; use adjoint"
+        )
     if learner.path is not None and not isinstance(estimator, Evolution | Implicit):
         raise ConfigError(
             "algo.inner_optimizer=lbfgs: its steps are searched for, and no gradient leads back "

@@ -10,7 +10,9 @@ from oracles import distance, image_tasks, problem
 
 from metarun.adjoint import adjoint, unrolled
 from metarun.algorithms.base import plain_learner
-from metarun.inner import Learner
+from metarun.errors import ConfigError
+from metarun.estimators import SETS, Estimator, Evolution, Implicit, estimate
+from metarun.inner import Learner, pulled
 from metarun.metagradient import MetaGradient
 from metarun.problem import Meta, Params
 from metarun.rates import InnerRates, initial_rates, learned_descent
@@ -63,6 +65,22 @@ def test_no_step_is_taken_more_often_than_the_binomial_bound(sets: int) -> None:
 
 def test_enough_sets_run_every_step_twice_at_most() -> None:
     assert reversed_by(1, 12)[1] == 2
+
+
+def test_what_is_said_of_recompute_holds() -> None:
+    """64 steps are run 3.4 times: forth, and again from one of its sets."""
+    learner, taken = counted()
+    adjoint(ON, learner, 64, last=64, kept=1, sets=SETS)(META, TASKS[:1], 0)
+    assert sum(taken.values()) / 64 == pytest.approx(3.4, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    "estimator", [Evolution(pairs=1, sigma=0.1), Implicit(solver="cg", iterations=1)]
+)
+def test_who_asks_the_query_at_the_end_refuses_weights(estimator: Estimator) -> None:
+    learner = pulled(counted()[0], 1.0)
+    with pytest.raises(ConfigError, match=r"^algo.estimator: .* at the end .*; use adjoint$"):
+        estimate(estimator, ON, learner, 12, WEIGHTS)
 
 
 def test_weights_of_the_last_step_alone_are_no_weights() -> None:

@@ -122,3 +122,23 @@ def test_what_is_not_a_number_stays_so() -> None:
     out = torch.vmap(lambda x: block(x, *params, stride=1, pool=2, slope=0.0))(x)
     assert out[0].isfinite().all()
     assert out[1].isnan().all()
+
+
+def roundings(function, dtype: torch.dtype) -> list[Tensor]:
+    """Return what a block of the miniImageNet shape gives, and its gradients, in float64."""
+    x = torch.rand(25, 3, 84, 84, generator=torch.Generator().manual_seed(0))
+    params = [p.float().to(dtype).requires_grad_() for p in parameters(3, 32)]
+    out = function(x.to(dtype), *params, stride=1, pool=2, slope=0.0)
+    return [out.detach().double(), *torch.autograd.grad(out.square().mean(), params[:1])]
+
+
+def test_it_rounds_no_more_than_torch_does() -> None:
+    exact = roundings(by_torch, DOUBLE)
+    ours, theirs = (
+        [
+            float((found.double() - true).norm() / true.norm())
+            for found, true in zip(roundings(function, torch.float32), exact, strict=True)
+        ]
+        for function in (block, by_torch)
+    )
+    assert all(our <= their for our, their in zip(ours, theirs, strict=True)), (ours, theirs)

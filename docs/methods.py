@@ -51,10 +51,10 @@ imaml solves its inner problem by L-BFGS. By the paper's descent (algo.inner_opt
 on sinusoids diverges, at meta-step 2,694 with a rate of 0.01 and 599 with 0.02: a start that is
 learned becomes steep, and no fixed rate suits it for long. What is left of the inner gradient, over
 the pull that ought to cancel it, is 0.2 to 0.4 there (the kinks of ReLU: with a smooth activation
-it is 1e-9) and 0.5 on Omniglot, where normalisation makes the problem so ill-conditioned that no
-method tried does better; descent leaves 1.5 to 1.9. Its Omniglot budgets are 34 and 9 meta-steps.
-alfa's values on Omniglot were taken before its preset had a clip (outer.clip=1); on sinusoids it
-diverged without.
+it is below 1e-6) and 0.5 on Omniglot, where normalisation makes the problem so ill-conditioned that
+no method tried does better; descent leaves 1.5 to 1.9. Its Omniglot budgets are 34 and 9
+meta-steps. alfa's values on Omniglot were taken before its preset had a clip (outer.clip=1); on
+sinusoids it diverged without.
 
 Written by `python docs/methods.py SWEEP...`; the sweeps are
 

@@ -1,7 +1,8 @@
 """Training batches, the small ones drawn many meta-steps at a time.
 
 A draw of few numbers costs its calls, not its numbers: on curves it would be a third of a compiled
-meta-step. What a task is depends on its own number alone, so the batches are the same.
+meta-step, and on a GPU nearly every draw is of few. What a task is depends on its own number alone,
+so the batches are the same.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from metarun.assemble import Experiment
 from metarun.tasks import Tasks
 
 NUMBERS = 1 << 17  # drawn at once at most: small beside everything else in memory
+THERE = 1 << 23  # the same on an accelerator, 32 MiB
 STEPS = 256  # drawn at once at most; more saves nothing
 
 
@@ -21,7 +23,8 @@ class Ahead:
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
         numbers = experiment.examples_a_step() * prod(experiment.source.features)
-        self.steps = max(1, min(STEPS, NUMBERS // numbers))
+        most = NUMBERS if experiment.hardware.device.type == "cpu" else THERE
+        self.steps = max(1, min(STEPS, most // numbers))
         self._block: int | None = None
         self._drawn: list[Tasks] = []  # that block's batches
 
@@ -30,7 +33,11 @@ class Ahead:
         if self.steps == 1:
             return self.experiment.batch(step)
         block, index = divmod(step, self.steps)
+        return self.block(block)[index]
+
+    def block(self, block: int) -> list[Tasks]:
+        """Return the batches of `steps` meta-steps, from block * steps on."""
         if block != self._block:
             self._drawn = self.experiment.batches(block * self.steps, self.steps)
             self._block = block
-        return self._drawn[index]
+        return self._drawn

@@ -115,9 +115,7 @@ def _graph(
         raise NotCompiledError("it draws random numbers")
     if any(_text(other) != _text(graph) for other in traced):
         raise NotCompiledError("it depends on the meta-step")
-    # On a GPU the kernels are recorded once and replayed, which leaves nothing to be called.
-    mode = "reduce-overhead" if inputs[0].is_cuda else "default"
-    return torch.compile(graph, mode=mode)  # pyright: ignore
+    return torch.compile(graph)  # pyright: ignore
 
 
 def _names(meta: Meta) -> Names:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from metarun.algorithms.base import MetaAlgorithm
 from metarun.chunks import in_chunks
@@ -15,12 +16,17 @@ from metarun.settings import Outer
 from metarun.tasks import Tasks
 
 
-def is_finite(found: MetaGradient, norm: torch.Tensor) -> bool:
+def is_finite(found: MetaGradient, norm: Tensor) -> bool:
     """Tell whether every loss, the gradient's norm and the shift are; one look at the device."""
-    finite = torch.isfinite(found.losses).all() & torch.isfinite(norm)
+    return bool(finite(found, norm))
+
+
+def finite(found: MetaGradient, norm: Tensor) -> Tensor:
+    """Return the same as a tensor, without a look at it."""
+    fine = torch.isfinite(found.losses).all() & torch.isfinite(norm)
     for value in (value for params in found.shift.values() for value in params.values()):
-        finite &= torch.isfinite(value).all()
-    return bool(finite)
+        fine = fine & torch.isfinite(value).all()
+    return fine
 
 
 def without_bad_tasks(

@@ -43,7 +43,7 @@ def _begin(rows: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
         chosen.append(min(int(torch.searchsorted(chances, draw, right=True)), len(rows) - 1))
         near = (rows - rows[chosen[-1]]).square().sum(1).double().cpu()
         apart = near if len(chosen) == 1 else torch.minimum(apart, near)
-    return rows[chosen]
+    return rows[torch.tensor(chosen, device=rows.device)]
 
 
 def _lloyd(rows: Tensor, centres: Tensor) -> Clusters:

@@ -16,26 +16,35 @@ Moments = dict[str, Tensor]  # "group/name/moment"
 class OuterOptimizer:
     """A torch optimiser over named meta-parameters, which it moves in place."""
 
-    def __init__(self, settings: Outer, meta: Meta) -> None:
+    def __init__(self, settings: Outer, meta: Meta, *, recorded: bool = False) -> None:
         self.settings = settings
         self.meta = meta
         self.names = [f"{group}/{name}" for group, params in meta.items() for name in params]
         self.values = [value for params in meta.values() for value in params.values()]
-        self.torch = _optimizer(settings, self.values)
+        self.torch = _optimizer(settings, self.values, recorded)
 
     def step(self, gradient: Meta, shift: Meta, done: float) -> None:
         """Move by the gradient and add the shift; `done` is the spent fraction of the budget."""
+        self.move(gradient, learning_rate(self.settings, done))
+        for group, params in shift.items():
+            for name, value in params.items():
+                self.meta[group][name] += value
+
+    def move(self, gradient: Meta, rate: float) -> None:
+        """Move by the gradient at a rate."""
         for name, value in zip(self.names, self.values, strict=True):
             group, _, leaf = name.partition("/")
             value.grad = gradient.get(group, {}).get(leaf)
         for options in self.torch.param_groups:
-            options["lr"] = learning_rate(self.settings, done)
+            options["lr"] = rate
         self.torch.step()
-        for group, params in shift.items():
-            for name, value in params.items():
-                self.meta[group][name] += value
         for value in self.values:
             value.grad = None
+
+    def moments_in_place(self) -> list[Tensor]:
+        """Return the tensors of the optimiser's state, which it changes in place."""
+        states = self.torch.state.values()
+        return [v for state in states for v in state.values() if isinstance(v, Tensor)]
 
     def moments(self) -> Moments:
         """Return the optimiser's state as named tensors."""
@@ -58,19 +67,28 @@ class OuterOptimizer:
         self.torch.load_state_dict({"state": state, "param_groups": groups})
 
 
-def _optimizer(settings: Outer, values: list[Tensor]) -> torch.optim.Optimizer:
+def _optimizer(settings: Outer, values: list[Tensor], recorded: bool) -> torch.optim.Optimizer:
     lr, eps, decay = settings.lr, settings.eps, settings.weight_decay
-    match settings.optimizer:  # never fused: on a CPU that goes wrong where strides differ
+    # Recorded ones count steps on the device. Never fused: on a CPU that goes wrong where strides
+    # differ.
+    match settings.optimizer:
         case "adam":
-            return torch.optim.Adam(values, lr=lr, eps=eps, weight_decay=decay)
+            return torch.optim.Adam(values, lr=lr, eps=eps, weight_decay=decay, capturable=recorded)
         case "adamw":
-            return torch.optim.AdamW(values, lr=lr, eps=eps, weight_decay=decay)
+            return torch.optim.AdamW(
+                values, lr=lr, eps=eps, weight_decay=decay, capturable=recorded
+            )
         case "sgd":
             momentum = settings.momentum
             return torch.optim.SGD(values, lr=lr, momentum=momentum, weight_decay=decay)
         case "rmsprop":
             return torch.optim.RMSprop(
-                values, lr=lr, eps=eps, momentum=settings.momentum, weight_decay=decay
+                values,
+                lr=lr,
+                eps=eps,
+                momentum=settings.momentum,
+                weight_decay=decay,
+                capturable=recorded,
             )
 
 
@@ -99,9 +117,10 @@ def gradient_norm(gradient: Meta) -> Tensor:
 
 def clipped(gradient: Meta, norm: Tensor, largest: float | None) -> Meta:
     """Scale the gradient so that its norm is at most `largest`."""
-    if largest is None or float(norm) <= largest:
+    length = 0.0 if largest is None else float(norm)  # read once: a GPU waits for it
+    if largest is None or length <= largest:
         return gradient
-    factor = largest / float(norm)
+    factor = largest / length
     return {
         group: {name: value * factor for name, value in params.items()}
         for group, params in gradient.items()

@@ -1,4 +1,4 @@
-"""The outer loop: tasks, meta-gradient, guard, optimiser, record, checkpoint."""
+"""The outer loop: meta-steps, validation, records, checkpoints."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from metarun.ahead import Ahead
 from metarun.algorithms.base import Turn
 from metarun.assemble import Experiment
-from metarun.chunks import in_chunks, turned
+from metarun.chunks import turned
 from metarun.clusters import agreement
-from metarun.divergence import diagnose, is_finite, without_bad_tasks
-from metarun.errors import DivergedError
 from metarun.evaluate import Scores
 from metarun.metagradient import MetaGradient
-from metarun.outer import OuterOptimizer, clipped, gradient_norm
+from metarun.metastep import MetaSteps
+from metarun.outer import OuterOptimizer
 from metarun.signals import Stop
 from metarun.state import State
 from metarun.tasks import Tasks
@@ -53,8 +51,8 @@ def train(experiment: Experiment, state: State, log: Log, stop: Stop, flops_a_st
     algorithm, validation = experiment.algorithm, experiment.validation
     if algorithm.meta_grad is None:
         return state
-    optimizer, ahead = OuterOptimizer(experiment.outer, state.meta), Ahead(experiment)
-    optimizer.restore(state.moments)
+    steps = MetaSteps(experiment, state, log.record)
+    optimizer = steps.optimizer
     every = max(1, validation.every // 25)
     while (done := spent(experiment, state, flops_a_step)) < 1:
         if state.step % validation.every == 0 and state.validated < state.step:
@@ -68,16 +66,11 @@ def train(experiment: Experiment, state: State, log: Log, stop: Stop, flops_a_st
         begun = time.perf_counter()
         if algorithm.turn is not None and state.step == algorithm.turn.step:
             _take_turn(experiment, algorithm.turn, state)
-        tasks = ahead.batch(state.step)
-        found, norm = _meta_gradient(experiment, state, tasks, log)
-        if found is not None:
-            gradient = clipped(found.gradient, norm, experiment.outer.clip)
-            state.clipped += gradient is not found.gradient
-            optimizer.step(gradient, found.shift, done)
+        found = steps.take(done)
         state.step += 1
         state.seconds += time.perf_counter() - begun
         if found is not None and (state.step % every == 0 or state.step == 1):
-            figures = _figures(experiment, state, found, norm)
+            figures = _figures(experiment, state, *found)
             log.record("train", state.step, figures)
             log.progress(spent(experiment, state, flops_a_step), figures)
         if state.step % experiment.checkpoints.every == 0:
@@ -137,44 +130,6 @@ def summary(scores: Scores, step: int) -> dict[str, Any]:
             "ci95_by_step": half.tolist(),
         }
     }
-
-
-def _meta_gradient(
-    experiment: Experiment, state: State, tasks: Tasks, log: Log
-) -> tuple[MetaGradient | None, Tensor]:
-    algorithm, outer = experiment.algorithm, experiment.outer
-    assert algorithm.meta_grad is not None
-    chunk = state.chunk or experiment.tasks_at_once()
-    found, fitted = in_chunks(
-        algorithm.meta_grad, state.meta, tasks, state.step, chunk, experiment.workers
-    )
-    if fitted < min(chunk, len(tasks)):
-        state.chunk = fitted
-    norm = gradient_norm(found.gradient)
-    if is_finite(found, norm):
-        state.skipped_in_a_row = 0
-        return found, norm
-    state.nonfinite += 1
-    steps = experiment.inner_steps or experiment.validation.steps
-    what = diagnose(algorithm, state.meta, tasks, found, state.step, steps)
-    figures = {"tasks": what.tasks, "inner_step": what.inner_step, "tensor": what.tensor}
-    log.record("diverged", state.step, {"policy": outer.on_divergence, **figures})
-    if outer.on_divergence == "raise":
-        raise what.error(outer)
-    if outer.on_divergence == "drop_tasks":
-        kept, bad = without_bad_tasks(algorithm, state.meta, tasks, state.step, fitted)
-        if kept is not None:
-            state.dropped += len(bad)
-            state.skipped_in_a_row = 0
-            return kept, gradient_norm(kept.gradient)
-    state.skipped += 1
-    state.skipped_in_a_row += 1
-    if state.skipped_in_a_row > outer.max_skips:
-        raise DivergedError(
-            f"{what.error(outer)}; meta-steps skipped in a row: {state.skipped_in_a_row}, and "
-            f"outer.max_skips is {outer.max_skips}"
-        )
-    return None, norm
 
 
 def _take_turn(experiment: Experiment, turn: Turn, state: State) -> None:

@@ -27,7 +27,7 @@ STEP, BAD = 3, 2  # the meta-step that diverges, and the task that makes it
 TURNING = ("algo=tsamaml", "hardware.dtype=float64", "outer.batch=8", "algo.tasks=20")
 
 
-def no_room(*_: object) -> Any:
+def no_room(*_: object, **__: object) -> Any:
     raise torch.OutOfMemoryError(NO_ROOM)
 
 
@@ -131,7 +131,7 @@ def diverging(*words: str, one: Callable[[], None] = lambda: None) -> Experiment
 def test_a_diagnosis_without_room_ends_with_advice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    monkeypatch.setattr("metarun.train.diagnose", no_room)
+    monkeypatch.setattr("metarun.metastep.diagnose", no_room)
     said = ended(tmp_path, monkeypatch, capsys, diverging())
     assert said.startswith(f"what a run needs does not fit into the device's memory ({NO_ROOM});")
     assert "use a smaller model" in said
@@ -161,7 +161,7 @@ def test_tasks_that_are_kept_are_not_more_at_once_than_fit() -> None:
     assert [size for size in sizes if size > 2] == [8, 4], "only to find out what fits"
 
 
-@pytest.mark.parametrize("place", ["metarun.run.assemble", "metarun.train.OuterOptimizer"])
+@pytest.mark.parametrize("place", ["metarun.run.assemble", "metarun.metastep.OuterOptimizer"])
 def test_wherever_else_memory_runs_out_it_is_one_line(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
@@ -175,7 +175,7 @@ def test_other_faults_stay_what_they_are(tmp_path: Path, monkeypatch: pytest.Mon
     def fault(*_: object) -> Any:
         raise RuntimeError("CUDA error: out of memory")  # a context that is lost, not a shortage
 
-    monkeypatch.setattr("metarun.train.diagnose", fault)
+    monkeypatch.setattr("metarun.metastep.diagnose", fault)
     monkeypatch.setattr("metarun.run.assemble", lambda *_: diverging())
     with pytest.raises(RuntimeError, match="CUDA error"):
         run_job(tiny_config(), tmp_path)

@@ -1,0 +1,111 @@
+"""A meta-step: tasks, meta-gradient, guard, optimiser; as it is, or replayed from a recording."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from metarun import console
+from metarun.ahead import Ahead
+from metarun.assemble import Experiment
+from metarun.chunks import in_chunks
+from metarun.divergence import diagnose, is_finite, without_bad_tasks
+from metarun.errors import DivergedError
+from metarun.metagradient import MetaGradient
+from metarun.outer import OuterOptimizer, clipped, gradient_norm
+from metarun.recorded import RECORDERS, NotRecordedError, Recorded
+from metarun.state import State
+from metarun.tasks import Tasks
+
+Record = Callable[[str, int, dict[str, Any]], None]
+
+
+class MetaSteps:
+    """Takes meta-steps, and knows the optimiser that they move."""
+
+    def __init__(self, experiment: Experiment, state: State, record: Record) -> None:
+        self.experiment, self.state, self.record = experiment, state, record
+        hardware = experiment.hardware
+        recorded = hardware.graph and hardware.device.type in RECORDERS
+        self.optimizer = OuterOptimizer(experiment.outer, state.meta, recorded=recorded)
+        self.optimizer.restore(state.moments)
+        self.ahead = Ahead(experiment)
+        self.recorded = self._recorded() if recorded else None
+
+    def take(self, done: float) -> tuple[MetaGradient, Tensor] | None:
+        """Take the state's meta-step when the fraction `done` of the budget is spent.
+
+        Returns what was found and its gradient's norm, or None where the meta-step was skipped.
+
+        Raises:
+            DivergedError: a number is not finite, and the policy or its limit says stop.
+        """
+        state, outer = self.state, self.experiment.outer
+        found = self.recorded.take(state.step, done) if self.recorded else None
+        if found is not None:
+            state.skipped_in_a_row = 0
+            state.clipped += outer.clip is not None and float(found[1]) > outer.clip
+            return found
+        found = self._meta_gradient(self.ahead.batch(state.step))
+        if found is not None:
+            gradient = clipped(found[0].gradient, found[1], outer.clip)
+            state.clipped += gradient is not found[0].gradient
+            self.optimizer.step(gradient, found[0].shift, done)
+        return found
+
+    def _recorded(self) -> Recorded | None:
+        """Record a meta-step; where it cannot be recorded, say so in one line."""
+        experiment, begun = self.experiment, time.perf_counter()
+        meta_grad, found, why = experiment.algorithm.meta_grad, None, "yes"
+        assert meta_grad is not None
+        if (self.state.chunk or experiment.tasks_at_once()) < experiment.outer.batch:
+            why = "a batch is more than the tasks at once"
+        else:
+            try:
+                found = Recorded(meta_grad, self.optimizer, self.ahead)
+            except NotRecordedError as error:
+                why = str(error)
+        if found is None:
+            console.warn(f"hardware.compile: not recorded: {why}; calling the graph each time")
+        seconds = round(time.perf_counter() - begun, 3)
+        self.record("recorded", self.state.step, {"recorded": why, "seconds": seconds})
+        return found
+
+    def _meta_gradient(self, tasks: Tasks) -> tuple[MetaGradient, Tensor] | None:
+        experiment, state = self.experiment, self.state
+        algorithm, outer = experiment.algorithm, experiment.outer
+        assert algorithm.meta_grad is not None
+        chunk = state.chunk or experiment.tasks_at_once()
+        found, fitted = in_chunks(
+            algorithm.meta_grad, state.meta, tasks, state.step, chunk, experiment.workers
+        )
+        if fitted < min(chunk, len(tasks)):
+            state.chunk = fitted
+        norm = gradient_norm(found.gradient)
+        if is_finite(found, norm):
+            state.skipped_in_a_row = 0
+            return found, norm
+        state.nonfinite += 1
+        steps = experiment.inner_steps or experiment.validation.steps
+        what = diagnose(algorithm, state.meta, tasks, found, state.step, steps)
+        figures = {"tasks": what.tasks, "inner_step": what.inner_step, "tensor": what.tensor}
+        self.record("diverged", state.step, {"policy": outer.on_divergence, **figures})
+        if outer.on_divergence == "raise":
+            raise what.error(outer)
+        if outer.on_divergence == "drop_tasks":
+            kept, bad = without_bad_tasks(algorithm, state.meta, tasks, state.step, fitted)
+            if kept is not None:
+                state.dropped += len(bad)
+                state.skipped_in_a_row = 0
+                return kept, gradient_norm(kept.gradient)
+        state.skipped += 1
+        state.skipped_in_a_row += 1
+        if state.skipped_in_a_row > outer.max_skips:
+            raise DivergedError(
+                f"{what.error(outer)}; meta-steps skipped in a row: {state.skipped_in_a_row}, and "
+                f"outer.max_skips is {outer.max_skips}"
+            )
+        return None

@@ -1,0 +1,112 @@
+"""Train and test on the pretended device and on the CPU; print one JSON line an algorithm.
+
+`child.py DATASET ALGO,ALGO,... OVERRIDE...`; `waits` for DATASET tells how often a meta-step makes
+the host wait for the device, `left behind` leaves the data on the host.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pretend
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
+from tiny import FEW, Log
+
+from metarun.assemble import Experiment, assemble
+from metarun.batching import settle
+from metarun.config import check, compose_job
+from metarun.data.regression import RegressionSource
+from metarun.evaluate import Scores
+from metarun.hardware import Hardware
+from metarun.hardware import hardware as resolve
+from metarun.signals import Stop
+from metarun.state import State
+from metarun.train import train
+
+WORDS = (
+    *("hardware=cpu", "hardware.threads=1", "hardware.batching=vmap", "hardware.compile=false"),
+    *("outer.batch=6", "budget.unit=meta_steps", "budget.total=3"),
+    *("validation.every=2", "validation.tasks=4", "validation.steps=1"),
+    *("outer.optimizer=sgd", "outer.lr=0.01"),  # Adam would make roundings of zero full steps
+    *("test.tasks=6", "test.steps=2", "task.test_queries=3"),
+)
+
+
+def experiment(words: list[str], *, pretended: bool) -> Experiment:
+    """Assemble an experiment for the CPU or for the pretended device."""
+    checked = check(compose_job(words))
+
+    def there(**settings: Any) -> Hardware:
+        return replace(resolve(**settings), device=pretend.DEVICE)
+
+    if pretended:
+        part = checked.parts["hardware"]
+        part = type(part)(part.name, there, part.values)
+        checked = replace(checked, parts={**checked.parts, "hardware": part})
+    return assemble(checked, Path("no-data-needed"))
+
+
+def through(words: list[str], *, pretended: bool) -> tuple[State, Scores, int]:
+    """Train and test; return also how often a meta-step waited for the device."""
+    ready = experiment(words, pretended=pretended)
+    meta = ready.initial()
+    settled, _ = settle(ready, meta)
+    stop = Stop()
+    with pretend.waits() as counted:
+        state = train(settled, State(meta), Log(), stop, 1.0)
+    return state, settled.evaluate(state.meta, "test", 6, 2, stop), counted.count
+
+
+def compare(words: list[str]) -> dict[str, Any]:
+    """Return how far the two devices' results are apart, and where the tensors lie."""
+    state, scores, _ = through(words, pretended=True)
+    plain, expected, _ = through(words, pretended=False)
+    pairs = [
+        (state.meta[group][name].cpu(), value)
+        for group, params in plain.meta.items()
+        for name, value in params.items()
+    ]
+    devices = {v.device.type for params in state.meta.values() for v in params.values()}
+    return {
+        "apart": max((float((one - other).abs().max()) for one, other in pairs), default=0.0),
+        "scores_apart": float((scores.values - expected.values).abs().max()),
+        "devices": sorted(devices),
+        "steps": state.step,
+    }
+
+
+def waits(words: list[str]) -> dict[str, Any]:
+    """Return the waits of a meta-step that nothing is recorded of."""
+    few, many = (
+        through([*words, "validation.every=1000", f"budget.total={total}"], pretended=True)[2]
+        for total in (2, 6)
+    )
+    return {"waits": (many - few) / 4}
+
+
+def main() -> None:
+    """Compare for every algorithm named."""
+    what, algorithms, *more = sys.argv[1:]
+    torch.set_num_threads(1)
+    measure, dataset = waits if what == "waits" else compare, what
+    if what in ("waits", "left behind"):
+        dataset = "sinusoid"
+    if what == "left behind":
+        RegressionSource.to = lambda self, device: self
+    for algo in algorithms.split(","):
+        words = [f"dataset={dataset}", *WORDS, f"algo={algo}", *FEW.get(f"algo={algo}", []), *more]
+        try:
+            found = measure(words)
+        except Exception as error:  # a mixed device, told to the test
+            found = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps({"algo": algo, **found}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -22,10 +22,12 @@ from metarun.assemble import Experiment
 from metarun.chunks import in_chunks, map_meta
 from metarun.compiled import NotCompiledError, compiled
 from metarun.files import cache_root, write_atomic
+from metarun.fitting import fit
 from metarun.hardware import Hardware, Way
 from metarun.kernels.build import processor
 from metarun.metagradient import MetaGrad
 from metarun.models.layers import kernel_blocks, use_kernels, without_kernels
+from metarun.parallel import Workers
 from metarun.problem import Meta
 from metarun.tasks import Tasks
 from metarun.trees import apart, norm
@@ -47,14 +49,20 @@ class Choice(NamedTuple):
     seconds: dict[str, float]  # of a meta-step, by way and chunk, where they were measured
     compiled: str  # yes, or why not
     compile_seconds: float = 0.0  # of building the graph, few where the cache has it
+    memory: str = ""  # what tasks at once were seen to need, and what is free
+    short: bool = False  # whether memory, and not the rule, decided how many
 
     def describe(self) -> dict[str, Any]:
         """Return what goes into the records."""
         return self._asdict()
 
 
-def settle(experiment: Experiment, meta: Meta) -> tuple[Experiment, Choice]:
+def settle(
+    experiment: Experiment, meta: Meta, fitted: int | None = None
+) -> tuple[Experiment, Choice]:
     """Return the experiment with its way of batching decided and checked.
+
+    `fitted` tasks at once are known to fit into memory; unless so many are known, a few are tried.
 
     A way whose meta-gradient is not the loop's is not used. They are compared in float64, where
     long inner loops do not turn roundings into differences; the code is the same in float32.
@@ -65,7 +73,12 @@ def settle(experiment: Experiment, meta: Meta) -> tuple[Experiment, Choice]:
     seconds = dict[str, float]()
     if hardware.batching == "tune" and _on_tasks(experiment):
         way, chunk, reason, seconds = _tuned(experiment, meta)
-    chosen = _with(experiment, way, chunk)
+    chosen, memory, short = _with(experiment, way, chunk), "", False
+    if fitted is not None:
+        chosen = _with(experiment, way, min(chunk, fitted))
+    elif hardware.chunk is None and way != "loop" and _on_tasks(experiment):
+        chosen, memory, short = _fitting(chosen, meta)
+    chunk = chosen.hardware.chunk or chunk
     difference = _difference(chosen, meta)
     if not difference <= TOLERANCE:
         reason = f"the meta-gradient by {way} is {difference:.1e} from the loop's"
@@ -73,6 +86,7 @@ def settle(experiment: Experiment, meta: Meta) -> tuple[Experiment, Choice]:
         chosen = _with(experiment, way, chunk)
         console.warn(f"hardware.batching: {reason}; running the plain loop")
     choice = Choice(way, chunk, reason, difference, TOLERANCE, seconds, "not asked for")
+    choice = choice._replace(memory=memory, short=short)
     if hardware.graph:
         return _as_graph(chosen, meta, choice)
     return chosen, choice._replace(compiled=_why_not_compiled(hardware))
@@ -96,8 +110,9 @@ def _as_graph(experiment: Experiment, meta: Meta, choice: Choice) -> tuple[Exper
             console.warn(f"hardware.compile: {error}; running it as it is")
         hardware = replace(experiment.hardware, compile=False)
         hardware = hardware.running(kernel_blocks(experiment.problem.model))
-        experiment, choice = settle(replace(experiment, hardware=hardware), meta)
-        compiled = str(error)
+        memory, short = choice.memory, choice.short
+        experiment, choice = settle(replace(experiment, hardware=hardware), meta, choice.chunk)
+        choice, compiled = choice._replace(memory=memory, short=short), str(error)
     else:
         algorithm = experiment.algorithm._replace(meta_grad=fast)
         experiment, compiled = replace(experiment, algorithm=algorithm), "yes"
@@ -121,6 +136,32 @@ def _graph(experiment: Experiment, meta: Meta) -> MetaGrad:
 def _with(experiment: Experiment, way: Way, chunk: int) -> Experiment:
     use_kernels(experiment.problem.model, way == "batched")
     return replace(experiment, hardware=replace(experiment.hardware, way=way, chunk=chunk))
+
+
+def _fitting(experiment: Experiment, meta: Meta) -> tuple[Experiment, str, bool]:
+    """Take fewer tasks at once, or fewer threads, where memory does not suffice for the rule's."""
+    meta_grad, tasks, workers = (
+        experiment.algorithm.meta_grad,
+        experiment.batch(0),
+        experiment.workers,
+    )
+    assert meta_grad is not None
+    chunk = min(experiment.tasks_at_once(), len(tasks))
+    side_by_side = min(workers.count, -(-len(tasks) // chunk))
+
+    def attempt(size: int) -> None:
+        in_chunks(meta_grad, meta, tasks[:size], 0, size)
+
+    found = fit(attempt, chunk, side_by_side, experiment.hardware.device)
+    if (found.chunk, found.workers) == (chunk, side_by_side):
+        return experiment, found.needed, False
+    console.warn(
+        f"hardware.chunk: {chunk} tasks at once in {side_by_side} thread(s) do not fit into memory "
+        f"({found.needed}); running {found.chunk} in {found.workers}"
+    )
+    if found.workers < workers.count:
+        experiment = replace(experiment, workers=Workers(found.workers))
+    return _with(experiment, experiment.hardware.way, found.chunk), found.needed, True
 
 
 def _difference(experiment: Experiment, meta: Meta) -> float:

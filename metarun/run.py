@@ -104,7 +104,9 @@ class _Run:
             console.say(notice)
         _tell_short_test(experiment)
         with nothing_to_save():  # compiling takes a minute in which nobody looks at the flag
-            experiment, batching = settle(experiment, state.meta)
+            experiment, batching = settle(experiment, state.meta, state.chunk)
+        if batching.short:
+            state.chunk = batching.chunk
         self.stop.check()
         self.experiment = experiment
         self.records.write("batching", state.step, batching.describe())

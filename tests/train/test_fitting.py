@@ -1,0 +1,150 @@
+"""How many tasks at once fit into memory: the rule, what it reads, and what a run makes of it."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny, tiny_config
+
+from metarun import fitting
+from metarun.batching import settle
+from metarun.chunks import in_chunks
+from metarun.fitting import PART, fit, free_memory, left_in_groups
+from metarun.records import read
+from metarun.run import run_job
+from metarun.trees import apart
+
+CPU = torch.device("cpu")
+MIB = 2**20
+
+
+def pretended(monkeypatch: pytest.MonkeyPatch, free: int, base: int, a_task: int) -> list[int]:
+    """Let so much memory be free and tasks need so much; return the list of sizes tried."""
+    tried: list[int] = []
+
+    def meter(device: torch.device):
+        def measure(call):
+            call()
+            return base + a_task * tried[-1]
+
+        return measure
+
+    monkeypatch.setattr(fitting, "free_memory", lambda device: free)
+    monkeypatch.setattr(fitting, "_meter", meter)
+    return tried
+
+
+def test_what_is_chosen_fits_and_nothing_is_tried_that_would_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    numbers = random.Random(0)
+    halved = 0
+    for _ in range(500):
+        base, a_task = numbers.randrange(50), numbers.randrange(1, 100)
+        chunk, workers = numbers.randrange(1, 130), numbers.randrange(1, 5)
+        free = numbers.randrange(2 * (base + a_task), 20_000)
+        tried = pretended(monkeypatch, free, base, a_task)
+        found = fit(tried.append, chunk, workers, CPU)
+
+        def needs(size: int, base: int = base, a_task: int = a_task) -> int:
+            return base + size * a_task
+
+        assert found.chunk <= chunk
+        assert needs(found.chunk) * found.workers <= PART * free
+        assert needs(tried[-1]) <= PART * free
+        if needs(chunk) * workers <= PART * free:
+            assert (found.chunk, found.workers) == (chunk, workers)
+            assert len(tried) <= 2, "the usual case costs two attempts"
+        else:
+            halved += 1
+            more = needs(min(2 * found.chunk, chunk)) * workers
+            if len(tried) == 1:  # no base is known, so two may take twice what one took
+                more = 2 * needs(1)
+            assert more > PART * free
+    assert 100 < halved < 400
+
+
+def test_what_a_call_needs_is_measured() -> None:
+    meter = fitting._meter(CPU)
+    assert meter is not None
+    for size in (64, 256):
+        needed = meter(lambda size=size: torch.ones(size * MIB // 4))
+        assert 0.95 * size * MIB < needed < 1.1 * size * MIB + 16 * MIB
+    assert meter(lambda: None) < 16 * MIB, "what was let go of is not counted again"
+
+
+def test_a_job_has_what_its_control_groups_leave_it(tmp_path: Path) -> None:
+    job = tmp_path / "slurm" / "job_7"
+    job.mkdir(parents=True)
+
+    def group(folder: Path, limit: str, used: int, cached: int) -> None:
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.current").write_text(f"{used}\n")
+        (folder / "memory.stat").write_text(f"anon 5\ninactive_file {cached}\nslab 3\n")
+
+    group(tmp_path, "max", 900, 0)
+    group(tmp_path / "slurm", "1000", 700, 50)
+    group(job, "600", 400, 20)
+    places = {"": (str(tmp_path), "memory.max", "memory.current", "inactive_file")}
+    mine = "4:memory:/elsewhere\n0::/slurm/job_7\n"
+    assert sorted(left_in_groups(mine, places)) == [220, 350]
+    assert 0 < (free_memory(CPU) or 0) < 2**50
+
+
+def test_a_run_takes_fewer_tasks_at_once_and_goes_on_with_as_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("algo=maml", "outer.batch=16", "budget.total=4", "checkpoints.every=2")
+    tried = pretended(monkeypatch, free=100 * MIB, base=0, a_task=15 * MIB)
+
+    def noted(*given):
+        tried.append(len(given[2]))
+        return in_chunks(*given)
+
+    monkeypatch.setattr("metarun.batching.in_chunks", noted)
+    assert run_job(tiny_config(*words), tmp_path / "run") == 0
+    said = capsys.readouterr().err
+    assert "hardware.chunk: 16 tasks at once in 1 thread(s) do not fit into memory" in said
+    assert "running 4 in 1" in said
+    assert tried[:3] == [1, 2, 4]
+    (record,) = (r for r in read(tmp_path / "run") if r["kind"] == "batching")
+    assert (record["chunk"], record["short"]) == (4, True)
+    assert "4 at once 60 MiB, and 100 MiB are free" in record["memory"]
+
+    tried.clear()
+    monkeypatch.setattr(fitting, "free_memory", lambda device: 2**40)
+    config = tiny_config(*words, "budget.total=4")
+    (tmp_path / "run" / "outcome.json").unlink()
+    assert run_job(config, tmp_path / "run") == 0
+    assert tried[0] == 2, "only the check against the loop, with two tasks: nothing is tried"
+    record = [r for r in read(tmp_path / "run") if r["kind"] == "batching"][-1]
+    assert (record["chunk"], record["short"]) == (4, False)
+
+
+def test_fewer_at_once_are_the_same_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("algo=maml", "outer.batch=16", "hardware.dtype=float64")
+    experiment = tiny(*words)
+    meta, tasks = experiment.initial(), experiment.batch(0)
+    pretended(monkeypatch, free=100, base=0, a_task=15)
+    monkeypatch.setattr(fitting, "_meter", lambda device: lambda call: 15 * (call() or 1))
+    found = []
+    monkeypatch.setattr(
+        "metarun.batching.fit", lambda attempt, *rest: fit(lambda n: attempt(n) or n, *rest)
+    )
+    for one in (experiment, settle(experiment, meta)[0]):
+        assert one.algorithm.meta_grad is not None
+        chunk = one.tasks_at_once()
+        found.append((chunk, in_chunks(one.algorithm.meta_grad, meta, tasks, 0, chunk)[0]))
+    (whole, plain), (few, chunked) = found
+    assert whole >= 16 > few == 4
+    assert apart(plain.gradient, chunked.gradient) < 1e-14
+
+
+def test_settings_decide_where_they_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = pretended(monkeypatch, free=100, base=0, a_task=15)
+    experiment = tiny("algo=maml", "outer.batch=16", "hardware.chunk=8")
+    settled, choice = settle(experiment, experiment.initial())
+    assert (settled.tasks_at_once(), choice.memory, tried) == (8, "", [])

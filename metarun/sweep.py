@@ -21,7 +21,7 @@ from metarun import job, manifest, records
 from metarun.compat import run_hydra
 from metarun.compose import NO_LOGGING, Command, Composed, compose, explaining, quoted, resolved
 from metarun.config import checked_name, launching, tracked
-from metarun.errors import ConfigError, MetarunError, SweepError
+from metarun.errors import ConfigError, MetarunError, StorageError, SweepError
 from metarun.files import folder_lock, prepare_folder
 from metarun.grid import is_done, refuse_mistakes
 from metarun.manifest import Entry, State
@@ -40,6 +40,7 @@ def run(command: Command, composed: Composed, folder: Path | None = None) -> int
     Raises:
         ConfigError: some job is a mistake or of another sweep; nothing was run or written.
         SweepError: some jobs did not end well; a table named them.
+        StorageError: the folder is full or read-only, or somebody removed it.
         PreemptedError, KeyboardStopError: it was asked to stop, and its jobs wrote checkpoints.
     """
     folder = folder or outputs_root() / sweep_name(command, composed)
@@ -88,11 +89,22 @@ def run_one(config: DictConfig) -> float | None:
     """Run one job of the sweep that Hydra is in, wherever Hydra wants it run.
 
     Returns what a search maximises: the best validation accuracy, or minus the best squared error;
-    None when there is none.
+    None when there is none, and where the sweep's folder is gone, which the sweep says as it ends:
+    Hydra would add lines of its own.
     """
     node: Any = HydraConfig.get()
-    sweep, overrides = Path(node.sweep.dir), list(node.overrides.task)
-    header, since = manifest.latest(manifest.read(sweep))
+    sweep = Path(node.sweep.dir)
+    try:
+        return _run_one(config, node, sweep)
+    except StorageError:
+        if not manifest.is_lost(sweep):
+            raise
+        return None
+
+
+def _run_one(config: DictConfig, node: Any, sweep: Path) -> float | None:
+    overrides = list(node.overrides.task)
+    header, since = manifest.current(sweep)
     owner = _follow(header)
     name = job_name(overrides, header["fixed"])
     if _halted(header, since):
@@ -156,7 +168,7 @@ def _stoppable(sweep: Path) -> Generator[None]:
     """Pass the first SIGTERM or Ctrl-C on to the jobs and start no more; leave at the second."""
 
     def stop(number: int, _: FrameType | None) -> None:
-        header, since = manifest.latest(manifest.read(sweep))
+        header, since = manifest.current(sweep)
         again = any(entry["kind"] == "stop" for entry in since)
         manifest.append(sweep, "stop", signal=number)
         for entry in manifest.jobs(since).values() if header["launcher"] in HERE else ():
@@ -189,7 +201,7 @@ def _follow(header: Entry) -> int | None:
 
 
 def _states(sweep: Path, *states: State) -> list[Entry]:
-    _, since = manifest.latest(manifest.read(sweep))
+    _, since = manifest.current(sweep)
     return [entry for entry in since if entry.get("state") in states]
 
 
@@ -199,13 +211,13 @@ def _halted(header: Entry, since: Sequence[Entry]) -> bool:
 
 
 def _is_stopped(sweep: Path) -> bool:
-    return any(entry["kind"] == "stop" for entry in manifest.latest(manifest.read(sweep))[1])
+    return any(entry["kind"] == "stop" for entry in manifest.current(sweep)[1])
 
 
 def _finish(sweep: Path, config: DictConfig) -> int:
     from metarun import compare, console, tracking
 
-    _, since = manifest.latest(manifest.read(sweep))
+    _, since = manifest.current(sweep)
     jobs = manifest.jobs(since)
     left = {name: entry for name, entry in jobs.items() if entry["state"] != "done"}
     code = 0
@@ -268,7 +280,7 @@ def _result(folder: Path) -> str:
 def _say(sweep: Path, name: str, what: str) -> None:
     from metarun import console
 
-    header, since = manifest.latest(manifest.read(sweep))
+    header, since = manifest.current(sweep)
     ended = sum(e["state"] not in ("pending", "running") for e in manifest.jobs(since).values())
     console.say(f"[{ended}{'/' if header['total'] else ''}{header['total'] or ''}] {name}: {what}")
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -14,6 +16,7 @@ from sweeps import ODD, TINY, odd_environment, only, ran, results
 from metarun import cli, job, manifest, sweep
 from metarun.compose import compose, parse, quoted
 from metarun.config import compose_job
+from metarun.errors import StorageError
 from metarun.job import state_of
 from metarun.report.words import DASH
 from metarun.sweep import job_name, sweep_name
@@ -130,6 +133,22 @@ def test_the_manifest_survives_a_torn_line(tmp_path: Path) -> None:
     assert (header["command"], len(since)) == (["again"], 1)
     assert manifest.jobs(manifest.read(tmp_path))["a"]["pid"] == 3
     assert manifest.read(tmp_path / "nowhere") == []
+
+
+def test_a_running_sweep_whose_manifest_is_gone_says_so(tmp_path: Path) -> None:
+    manifest.append(tmp_path, "sweep", command=["metarun"])
+    assert manifest.current(tmp_path) == manifest.latest(manifest.read(tmp_path))
+    (tmp_path / manifest.NAME).unlink()
+    manifest.append(tmp_path, "job", job="a", state="running", pid=3)  # by a job that did not know
+    with pytest.raises(StorageError, match=r"manifest.jsonl: was deleted while the sweep"):
+        manifest.current(tmp_path)
+
+
+@pytest.mark.parametrize("act", [job._opened, lambda path: job._reason(path / "log.txt", 0, 1)])
+def test_a_job_whose_folder_is_gone_says_so(act: Callable[[Path], Any], tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"gone/a/log.txt: No such file.*METARUN_OUTPUTS"):
+        act(tmp_path / "gone" / "a")
+    assert not (tmp_path / "gone").exists()
 
 
 # mistakes ---------------------------------------------------------------------------------

@@ -17,13 +17,13 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from metarun import job, manifest, records
+from metarun import job, manifest
 from metarun.compat import run_hydra
 from metarun.compose import NO_LOGGING, Command, Composed, compose, explaining, quoted, resolved
 from metarun.config import checked_name, launching, tracked
 from metarun.errors import ConfigError, MetarunError, StorageError, SweepError
 from metarun.files import folder_lock, prepare_folder
-from metarun.grid import is_done, refuse_mistakes
+from metarun.grid import best_score, is_done, refuse_mistakes, too_small_for_sgd
 from metarun.manifest import Entry, State
 from metarun.paths import DIGITS, outputs_root, safe_name
 from metarun.signals import REQUESTS
@@ -45,10 +45,12 @@ def run(command: Command, composed: Composed, folder: Path | None = None) -> int
     """
     folder = folder or outputs_root() / sweep_name(command, composed)
     launch = launching(*_group(composed.config, "launch"))
-    refuse_mistakes(_planned(command, composed), folder)
+    planned = _planned(command, composed)
+    refuse_mistakes(planned, folder)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     prepare_folder(folder)
     with folder_lock(folder):
+        _warn_of_rates(command, composed, list(planned.values()))
         before = manifest.jobs(manifest.read(folder))
         manifest.append(
             folder,
@@ -122,11 +124,11 @@ def _run_job(plain: dict[str, Any], sweep: Path, name: str, owner: int | None) -
     if is_done(sweep / name, plain):
         manifest.append(sweep, "job", job=name, state="done", exit_code=0, skipped=True)
         _say(sweep, name, f"done before: {_result(sweep / name)}")
-        return _score(sweep / name)
+        return best_score(sweep / name)
     _say(sweep, name, "started")
     ended = job.start_and_wait(plain, sweep, name, owner, lambda: _is_stopped(sweep))
     _say(sweep, name, _summary(sweep / name, ended))
-    return _score(sweep / name) if ended.state == "done" else None
+    return best_score(sweep / name) if ended.state == "done" else None
 
 
 def sweep_name(command: Command, composed: Composed) -> str:
@@ -161,6 +163,16 @@ def _planned(command: Command, composed: Composed) -> dict[str, dict[str, Any]]:
         HydraConfig.instance().set_config(config)  # for ${hydra:job.num}
         found[job_name(overrides, composed.fixed)] = resolved(config)
     return found
+
+
+def _warn_of_rates(command: Command, composed: Composed, jobs: list[dict[str, Any]]) -> None:
+    from metarun import console
+
+    searched = OmegaConf.select(composed.config, "hydra.sweeper.params") or {}
+    outer, choices = _group(composed.config, "outer")
+    first = {"outer": outer, "choices": choices}  # of a search whose jobs nobody knows yet
+    if notice := too_small_for_sgd(searched, command.overrides, jobs or [first]):
+        console.warn(notice)
 
 
 @contextmanager
@@ -252,13 +264,6 @@ def _group(config: DictConfig, group: str) -> tuple[Any, dict[str, Any]]:
     node = OmegaConf.select(config, group)
     values = OmegaConf.to_container(node, resolve=True) if node is not None else None
     return values, dict(config.hydra.runtime.choices)
-
-
-def _score(folder: Path) -> float | None:
-    found = [r for r in records.read(folder) if r["kind"] == "validate"]
-    scores = [float(r["accuracy"]["mean"]) for r in found if "accuracy" in r]
-    scores += [-float(r["mse"]["mean"]) for r in found if "mse" in r]
-    return max((score for score in scores if score == score), default=None)
 
 
 def _summary(folder: Path, ended: job.Ended) -> str:

@@ -11,8 +11,12 @@ import json
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from metarun.data.source import Split
 
 HERE = Path(__file__).parent
 STEPS = (1, 4, 16, 64)
@@ -23,10 +27,61 @@ METHODS = {
     "first_order": ("algo=fomaml",),
     "implicit": ("algo=imaml",),
 }
-SETTING = ("dataset=glyphs", "model=conv4", "task.queries=1", "hardware.threads=1")
 
 
-def peak(method: str, steps: int, device: str) -> dict[str, Any]:
+class Setting(NamedTuple):
+    """A network and the size of its tasks."""
+
+    title: str
+    tasks: str
+    words: tuple[str, ...]
+
+
+SETTINGS = {
+    "small": Setting(
+        "Conv-4 of 64 filters, 28 x 28",
+        "5-way 1-shot, 5 queries",
+        ("dataset=glyphs", "model=conv4", "task.queries=1"),
+    ),
+    "standard": Setting(  # miniImageNet's; what is on the images is all the same to memory
+        "Conv-4 of 32 filters, 84 x 84 in colour",
+        "5-way 5-shot, 75 queries",
+        (
+            "dataset=folder",
+            "dataset.path=noise",
+            "dataset.size=84",
+            "model=conv4",
+            "model.filters=32",
+            "model.downsample=max_pool",
+            "model.spatial=flatten",
+            "task.shots=5",
+            "task.queries=15",
+        ),
+    ),
+}
+
+
+def noise(root: Path, *, size: int, **_: Any) -> Any:
+    """Give as many images as one task of each split needs, without a folder to read them from."""
+    import torch
+
+    from metarun.data.images import Pictures, image_source
+
+    classes, images = 5, 20
+    generator = torch.Generator().manual_seed(0)
+    shape = (3 * classes * images, 3, size, size)
+    pixels = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+    names = tuple(map(str, range(3 * classes)))
+    pictures = Pictures(pixels, (images,) * len(names), names)
+    splits: dict[Split, range] = {
+        "train": range(5),
+        "validation": range(5, 10),
+        "test": range(10, 15),
+    }
+    return image_source(pictures, splits, "none")
+
+
+def peak(setting: str, method: str, steps: int, device: str) -> dict[str, Any]:
     """Return the bytes that one meta-gradient needs at most, beyond its inputs, and a start's."""
     import torch
 
@@ -34,9 +89,13 @@ def peak(method: str, steps: int, device: str) -> dict[str, Any]:
     from metarun.config import check, compose_job
     from metarun.data.fetch import data_root
 
-    on = "cpu" if device == "cpu" else "gpu"
-    words = (*SETTING, *METHODS[method], f"algo.steps={steps}", f"hardware={on}")
-    experiment = assemble(check(compose_job(list(words))), data_root())
+    own = (f"algo.steps={steps}", f"hardware={'cpu' if device == 'cpu' else 'gpu'}")
+    words = (*SETTINGS[setting].words, *METHODS[method], *own, "hardware.threads=1")
+    checked = check(compose_job(list(words)))
+    if checked.choices["dataset"] == "folder":
+        images = checked.parts["dataset"]._replace(factory=noise)
+        checked = replace(checked, parts={**checked.parts, "dataset": images})
+    experiment = assemble(checked, data_root())
     meta, task = experiment.initial(), experiment.batch(0)[:1]
     meta_grad = experiment.algorithm.meta_grad
     assert meta_grad is not None
@@ -69,15 +128,30 @@ def _largest_sum(profile: Any) -> int:
     return most
 
 
-def measure(method: str, steps: int, device: str = "cpu") -> dict[str, Any]:
+def measure(setting: str, method: str, steps: int, device: str = "cpu") -> dict[str, Any]:
     """Return `peak` from a fresh process."""
-    command = [sys.executable, __file__, "--one", method, str(steps), "--device", device]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=280)
+    command = [sys.executable, __file__, "--one", setting, method, str(steps), "--device", device]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def draw(stored: dict[str, Any], path: Path) -> None:
-    """Draw the stored numbers."""
+def measured(setting: str, device: str) -> dict[str, Any]:
+    """Return every method's peak after every number of steps."""
+    found = {m: {k: measure(setting, m, k, device) for k in STEPS} for m in METHODS}
+    some = found["unrolled"][1]
+    return {
+        "setting": setting,
+        "device": device,
+        "torch": some["torch"],
+        "parameter_bytes": some["parameter_bytes"],
+        "peak_bytes": {
+            m: {str(k): f["peak_bytes"] for k, f in by.items()} for m, by in found.items()
+        },
+    }
+
+
+def draw(stored: list[dict[str, Any]], path: Path) -> None:
+    """Draw the stored numbers, a panel for each setting."""
     from metarun import plots
 
     labels = {
@@ -87,43 +161,38 @@ def draw(stored: dict[str, Any], path: Path) -> None:
         "first_order": ("FO-MAML", plots.COLOURS["fomaml"]),
         "implicit": ("iMAML", plots.COLOURS["imaml"]),
     }
-    with plots.sheet(6.4, 4.0) as (figure, (axes,)):
-        for (method, (label, colour)), marker in zip(labels.items(), plots.MARKERS, strict=False):
-            points = {int(k): v / 2**20 for k, v in stored["peak_bytes"][method].items()}
-            axes.plot(list(points), list(points.values()), color=colour, marker=marker, label=label)
-        axes.set_title("Peak memory of one task's meta-gradient")
-        axes.set_xlabel(f"inner steps ({stored['setting']})")
-        axes.set_ylabel("MiB")
-        plots.logarithmic(axes, "y")
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(STEPS, [str(step) for step in STEPS])
-        axes.legend()
+    with plots.sheet(10.0, 4.2, len(stored)) as (figure, panels):
+        for axes, found in zip(panels, stored, strict=True):
+            for (method, (label, colour)), marker in zip(
+                labels.items(), plots.MARKERS, strict=False
+            ):
+                by = {int(k): v / 2**20 for k, v in found["peak_bytes"][method].items()}
+                axes.plot(list(by), list(by.values()), color=colour, marker=marker, label=label)
+            setting = SETTINGS[found["setting"]]
+            axes.set_title(f"{setting.title}\n{setting.tasks}")
+            axes.set_xlabel("inner steps")
+            axes.set_ylabel("peak memory of one task's meta-gradient, MiB")
+            plots.logarithmic(axes, "y")
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(STEPS, [str(step) for step in STEPS])
+        panels[0].legend()
         path.write_bytes(plots.render(figure, "png"))
 
 
 def main() -> None:
     """Measure all, or one, or only draw."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--one", nargs=2, metavar=("METHOD", "STEPS"))
+    parser.add_argument("--one", nargs=3, metavar=("SETTING", "METHOD", "STEPS"))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--draw", action="store_true")
     told = parser.parse_args()
     if told.one:
-        print(json.dumps(peak(told.one[0], int(told.one[1]), told.device)))
+        setting, method, steps = told.one
+        print(json.dumps(peak(setting, method, int(steps), told.device)))
         return
     store = HERE / "memory.json"
     if not told.draw:
-        found = {m: {k: measure(m, k, told.device) for k in STEPS} for m in METHODS}
-        some = found["unrolled"][1]
-        stored = {
-            "setting": "Conv-4 of 64 filters, 28 x 28, 5-way 1-shot, 5 queries",
-            "device": told.device,
-            "torch": some["torch"],
-            "parameter_bytes": some["parameter_bytes"],
-            "peak_bytes": {
-                m: {str(k): f["peak_bytes"] for k, f in by.items()} for m, by in found.items()
-            },
-        }
+        stored = [measured(setting, told.device) for setting in SETTINGS]
         store.write_text(json.dumps(stored, indent=1) + "\n")
     draw(json.loads(store.read_text()), HERE / "memory.png")
 

@@ -29,6 +29,7 @@ EXACT = 1e-5  # relative error below which a gradient is the true one; kinks lea
 KINK = 1e-2  # no kink makes a larger error likely
 SAME = 1e-9  # relative difference of two ways to compute the same in float64
 EXACT_WAYS = ("adjoint", "recompute", "unrolled")
+State = Literal["ok", "warn", "fail", "skip"]
 REFUSALS = (MetarunError, ValueError, TypeError, IndexError, RuntimeError)
 
 
@@ -36,7 +37,7 @@ class Row(NamedTuple):
     """One check and what it found."""
 
     name: str
-    state: Literal["ok", "warn", "fail", "skip"]
+    state: State
     detail: str
 
 

@@ -229,7 +229,7 @@ def _remarks(section: Section) -> list[RenderableType]:
     facts = "; ".join(f"{name}: {value}" for name, value in protocol(section))
     lines: list[RenderableType] = [
         Text.assemble(question, _text(f"{said.evidence} {said.cost}".strip())),
-        _text(section.fairness),
+        *([_text(section.fairness)] if section.fairness else []),
         *(_text(line) for line in section.notices),
         Text(f"{facts}. ± is 1.96 standard errors over tasks; p is of its row alone.", "dim"),
     ]

@@ -1,8 +1,8 @@
-"""The jobs of a sweep before any is started: mistakes among them, and what their folders hold."""
+"""The jobs of a sweep as configurations and folders: what is wrong with them, what there is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,14 @@ def is_done(folder: Path, config: Mapping[str, Any]) -> bool:
     return False
 
 
+def best_score(folder: Path) -> float | None:
+    """Return what a search maximises: the best validation accuracy, or minus the least error."""
+    found = [r for r in records.read(folder) if r["kind"] == "validate"]
+    scores = [float(r["accuracy"]["mean"]) for r in found if "accuracy" in r]
+    scores += [-float(r["mse"]["mean"]) for r in found if "mse" in r]
+    return max((score for score in scores if score == score), default=None)
+
+
 def refuse_mistakes(jobs: Mapping[str, dict[str, Any]], sweep: Path) -> None:
     """Check every job of a grid, by name, that is not done in the folder of the sweep.
 
@@ -48,6 +56,25 @@ def refuse_mistakes(jobs: Mapping[str, dict[str, Any]], sweep: Path) -> None:
             wrong.setdefault(str(error), []).append(name)
     if wrong:
         raise ConfigError("; ".join(_named(names, why, len(jobs)) for why, names in wrong.items()))
+
+
+def too_small_for_sgd(
+    searched: Mapping[str, Any], said: Sequence[str], jobs: Iterable[Mapping[str, Any]]
+) -> str | None:
+    """Return a warning where a search's own outer rates, of Adam's size, go to plain SGD.
+
+    `searched` is what the search sweeps by itself, `said` the overrides of the command line.
+    """
+    if "outer.lr" not in searched or any("outer.lr" in override for override in said):
+        return None
+    names = {job["choices"]["algo"] for job in jobs if job["outer"]["optimizer"] == "sgd"}
+    if not names:
+        return None
+    return (
+        f"outer.lr: the search's own values, {searched['outer.lr']}, are of Adam's size, and "
+        f"algo={', '.join(sorted(names))} has outer.optimizer=sgd; give it its own, as in "
+        "outer.lr=0.1,0.3,1.0"
+    )
 
 
 def _named(names: list[str], why: str, jobs: int) -> str:

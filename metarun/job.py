@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from metarun import manifest
 from metarun.errors import KeyboardStopError, PreemptedError
+from metarun.files import storage_error
 from metarun.lease import granted
 from metarun.lifeline import die_with, die_with_parent
 from metarun.manifest import State
@@ -68,11 +69,13 @@ def start_and_wait(
 
     The job dies with this process, and with process `owner` if one is given. It is asked to stop
     when `stopped` says so just after the start: whoever stops a sweep finds jobs by the manifest.
+
+    Raises:
+        StorageError: the sweep's folder is full, read-only or gone.
     """
     folder = sweep / name
-    folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    with granted(config["launch"], config["hardware"]) as grant, (folder / LOG).open("ab") as log:
+    with granted(config["launch"], config["hardware"]) as grant, _opened(folder) as log:
         begin = log.tell()
         child = subprocess.Popen(
             [sys.executable, "-c", LAUNCH, str(Path(__file__).parents[1]), str(folder)],
@@ -98,6 +101,15 @@ def start_and_wait(
     return ended
 
 
+def _opened(folder: Path) -> BinaryIO:
+    """Open a job's log; the sweep's folder is not made again where it is gone."""
+    try:
+        folder.mkdir(exist_ok=True)
+        return (folder / LOG).open("ab")
+    except OSError as error:
+        raise storage_error(error, folder / LOG, 0) from error
+
+
 def _as_sigterm(_: int, __: FrameType | None) -> None:
     """Take Slurm's warning before a time limit, as submitit asks for it, for what it means."""
     signal.raise_signal(signal.SIGTERM)
@@ -116,9 +128,12 @@ def _reason(log: Path, begin: int, code: int) -> str:
         return ""
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
-    with log.open("rb") as file:
-        file.seek(begin)
-        said = file.read().decode(errors="replace").splitlines()
+    try:
+        with log.open("rb") as file:
+            file.seek(begin)
+            said = file.read().decode(errors="replace").splitlines()
+    except OSError as error:
+        raise storage_error(error, log, 0) from error
     lines = [line.strip() for line in said if line.strip()]
     errors = [line for line in lines if line.startswith("metarun: ") and "warning:" not in line]
     return (errors or lines or [f"exit code {code}"])[-1].removeprefix("metarun: ")

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
+from metarun.errors import StorageError
 from metarun.files import is_torn, storage_error, write_all
 from metarun.records import masked
 
@@ -62,6 +63,25 @@ def latest(entries: Sequence[Entry]) -> tuple[Entry, list[Entry]]:
     """Return the line that the newest invocation started with, and the lines since."""
     start = max(n for n, entry in enumerate(entries) if entry["kind"] == "sweep")
     return entries[start], list(entries[start + 1 :])
+
+
+def current(sweep: Path) -> tuple[Entry, list[Entry]]:
+    """Return `latest` of a sweep that is running.
+
+    Raises:
+        StorageError: there is no such line any more: somebody removed the folder.
+    """
+    if is_lost(sweep):
+        raise StorageError(
+            f"{sweep / NAME}: was deleted while the sweep was running; no result can be kept, so "
+            "the sweep stops; give the same command again to start afresh"
+        )
+    return latest(read(sweep))
+
+
+def is_lost(sweep: Path) -> bool:
+    """Tell whether a sweep that once began has no line left that says so."""
+    return not any(entry["kind"] == "sweep" for entry in read(sweep))
 
 
 def jobs(entries: Sequence[Entry]) -> dict[str, Entry]:

@@ -17,13 +17,13 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from metarun import job, manifest, records
+from metarun import job, manifest
 from metarun.compat import run_hydra
 from metarun.compose import NO_LOGGING, Command, Composed, compose, explaining, quoted, resolved
 from metarun.config import checked_name, launching, tracked
-from metarun.errors import ConfigError, MetarunError, SweepError
+from metarun.errors import ConfigError, MetarunError, StorageError, SweepError
 from metarun.files import folder_lock, prepare_folder
-from metarun.grid import is_done, refuse_mistakes
+from metarun.grid import best_score, is_done, refuse_mistakes, too_small_for_sgd
 from metarun.manifest import Entry, State
 from metarun.paths import DIGITS, outputs_root, safe_name
 from metarun.signals import REQUESTS
@@ -40,14 +40,17 @@ def run(command: Command, composed: Composed, folder: Path | None = None) -> int
     Raises:
         ConfigError: some job is a mistake or of another sweep; nothing was run or written.
         SweepError: some jobs did not end well; a table named them.
+        StorageError: the folder is full or read-only, or somebody removed it.
         PreemptedError, KeyboardStopError: it was asked to stop, and its jobs wrote checkpoints.
     """
     folder = folder or outputs_root() / sweep_name(command, composed)
     launch = launching(*_group(composed.config, "launch"))
-    refuse_mistakes(_planned(command, composed), folder)
+    planned = _planned(command, composed)
+    refuse_mistakes(planned, folder)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     prepare_folder(folder)
     with folder_lock(folder):
+        _warn_of_rates(command, composed, list(planned.values()))
         before = manifest.jobs(manifest.read(folder))
         manifest.append(
             folder,
@@ -88,11 +91,22 @@ def run_one(config: DictConfig) -> float | None:
     """Run one job of the sweep that Hydra is in, wherever Hydra wants it run.
 
     Returns what a search maximises: the best validation accuracy, or minus the best squared error;
-    None when there is none.
+    None when there is none, and where the sweep's folder is gone, which the sweep says as it ends:
+    Hydra would add lines of its own.
     """
     node: Any = HydraConfig.get()
-    sweep, overrides = Path(node.sweep.dir), list(node.overrides.task)
-    header, since = manifest.latest(manifest.read(sweep))
+    sweep = Path(node.sweep.dir)
+    try:
+        return _run_one(config, node, sweep)
+    except StorageError:
+        if not manifest.is_lost(sweep):
+            raise
+        return None
+
+
+def _run_one(config: DictConfig, node: Any, sweep: Path) -> float | None:
+    overrides = list(node.overrides.task)
+    header, since = manifest.current(sweep)
     owner = _follow(header)
     name = job_name(overrides, header["fixed"])
     if _halted(header, since):
@@ -110,11 +124,11 @@ def _run_job(plain: dict[str, Any], sweep: Path, name: str, owner: int | None) -
     if is_done(sweep / name, plain):
         manifest.append(sweep, "job", job=name, state="done", exit_code=0, skipped=True)
         _say(sweep, name, f"done before: {_result(sweep / name)}")
-        return _score(sweep / name)
+        return best_score(sweep / name)
     _say(sweep, name, "started")
     ended = job.start_and_wait(plain, sweep, name, owner, lambda: _is_stopped(sweep))
     _say(sweep, name, _summary(sweep / name, ended))
-    return _score(sweep / name) if ended.state == "done" else None
+    return best_score(sweep / name) if ended.state == "done" else None
 
 
 def sweep_name(command: Command, composed: Composed) -> str:
@@ -151,12 +165,22 @@ def _planned(command: Command, composed: Composed) -> dict[str, dict[str, Any]]:
     return found
 
 
+def _warn_of_rates(command: Command, composed: Composed, jobs: list[dict[str, Any]]) -> None:
+    from metarun import console
+
+    searched = OmegaConf.select(composed.config, "hydra.sweeper.params") or {}
+    outer, choices = _group(composed.config, "outer")
+    first = {"outer": outer, "choices": choices}  # of a search whose jobs nobody knows yet
+    if notice := too_small_for_sgd(searched, command.overrides, jobs or [first]):
+        console.warn(notice)
+
+
 @contextmanager
 def _stoppable(sweep: Path) -> Generator[None]:
     """Pass the first SIGTERM or Ctrl-C on to the jobs and start no more; leave at the second."""
 
     def stop(number: int, _: FrameType | None) -> None:
-        header, since = manifest.latest(manifest.read(sweep))
+        header, since = manifest.current(sweep)
         again = any(entry["kind"] == "stop" for entry in since)
         manifest.append(sweep, "stop", signal=number)
         for entry in manifest.jobs(since).values() if header["launcher"] in HERE else ():
@@ -189,7 +213,7 @@ def _follow(header: Entry) -> int | None:
 
 
 def _states(sweep: Path, *states: State) -> list[Entry]:
-    _, since = manifest.latest(manifest.read(sweep))
+    _, since = manifest.current(sweep)
     return [entry for entry in since if entry.get("state") in states]
 
 
@@ -199,13 +223,13 @@ def _halted(header: Entry, since: Sequence[Entry]) -> bool:
 
 
 def _is_stopped(sweep: Path) -> bool:
-    return any(entry["kind"] == "stop" for entry in manifest.latest(manifest.read(sweep))[1])
+    return any(entry["kind"] == "stop" for entry in manifest.current(sweep)[1])
 
 
 def _finish(sweep: Path, config: DictConfig) -> int:
     from metarun import compare, console, tracking
 
-    _, since = manifest.latest(manifest.read(sweep))
+    _, since = manifest.current(sweep)
     jobs = manifest.jobs(since)
     left = {name: entry for name, entry in jobs.items() if entry["state"] != "done"}
     code = 0
@@ -242,13 +266,6 @@ def _group(config: DictConfig, group: str) -> tuple[Any, dict[str, Any]]:
     return values, dict(config.hydra.runtime.choices)
 
 
-def _score(folder: Path) -> float | None:
-    found = [r for r in records.read(folder) if r["kind"] == "validate"]
-    scores = [float(r["accuracy"]["mean"]) for r in found if "accuracy" in r]
-    scores += [-float(r["mse"]["mean"]) for r in found if "mse" in r]
-    return max((score for score in scores if score == score), default=None)
-
-
 def _summary(folder: Path, ended: job.Ended) -> str:
     from metarun.report.words import seconds
 
@@ -268,7 +285,7 @@ def _result(folder: Path) -> str:
 def _say(sweep: Path, name: str, what: str) -> None:
     from metarun import console
 
-    header, since = manifest.latest(manifest.read(sweep))
+    header, since = manifest.current(sweep)
     ended = sum(e["state"] not in ("pending", "running") for e in manifest.jobs(since).values())
     console.say(f"[{ended}{'/' if header['total'] else ''}{header['total'] or ''}] {name}: {what}")
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 from metarun import console
 from metarun.assemble import Experiment, assemble, learning
-from metarun.checks import Subject, checks
+from metarun.checks import Row, State, Subject, checks
 from metarun.config import Checked, check, compose_job
 from metarun.data.fetch import data_root
+from metarun.report.words import counted
 
 
 def main(argv: list[str]) -> int:
@@ -21,7 +22,21 @@ def main(argv: list[str]) -> int:
     console.say(f"algo={config['choices']['algo']} model={config['choices']['model']}, float64")
     rows = list(checks(subject))
     console.say(console.check_table("Checks", rows))
+    console.say(summary(rows))
     return int(any(row.state == "fail" for row in rows))
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """Return one line on all checks: which failed; when none did, how many passed."""
+    names = {state: [row.name for row in rows if row.state == state] for state in get_args(State)}
+    if failed := names["fail"]:
+        return f"{len(failed)} of {counted(len(rows), 'check')} FAILED: {', '.join(failed)}"
+    said = [f"{counted(len(names['ok']), 'check')} passed"]
+    if warning := names["warn"]:
+        said.append(f"{len(warning)} to be looked at: {', '.join(warning)}")
+    if skipped := len(names["skip"]):
+        said.append(f"{skipped} {'does' if skipped == 1 else 'do'} not apply")
+    return "; ".join(said)
 
 
 def subject_of(checked: Checked, experiment: Experiment) -> Subject:

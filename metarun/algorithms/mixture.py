@@ -64,6 +64,8 @@ def mixture(
     answer, trained on the average of their query losses, which bounds the loss of the average;
     `parameters` adapts the average start, which suits starts that are near each other.
 
+    A start whose loss on a task's support is no finite number has no part in that task (`em`).
+
     Against collapse: starts begin as copies `spread` relative deviations apart; a bias, which
     counts at test too, moves by `balance` a step against starts that take more than their share;
     and a start whose running share, which follows by `share_rate` a step, falls below `restart`
@@ -93,6 +95,7 @@ def mixture(
             return encoder.encode(meta["encoder"], x, y) / temperature
         params = {name: value.detach() for name, value in meta["params"].items()}
         losses = over_starts(lambda one: fits(one, x, y), params)
+        losses = losses.masked_fill(~losses.isfinite(), float("inf"))
         return meta[USAGE]["share"].clamp_min(1e-6).log() - len(y) * losses / temperature
 
     def responsible(meta: Meta, x: Tensor, y: Tensor) -> Tensor:
@@ -111,7 +114,7 @@ def mixture(
             weight, stacked = weigh(meta, x, y), meta["params"]
             if not mixed:
                 return {n: torch.tensordot(weight, v, dims=1) for n, v in stacked.items()}
-            return {n: v.expand(len(x), *v.shape) for n, v in stacked.items()} | {WEIGHT: weight}
+            return _seated(stacked, weight) | {WEIGHT: weight}
 
         return pulled(Learner(start, loss, update, problem.model.adapted), proximal)
 
@@ -195,6 +198,21 @@ def over_starts(function: Callable[[Params], Tensor], params: Params) -> Tensor:
     if len(next(iter(stacked.values()))) == 1:
         return function({name: value[0] for name, value in stacked.items()})[None]
     return torch.vmap(function)(stacked)
+
+
+def _seated(stacked: Params, weight: Tensor) -> Params:
+    """Return the starts [T, M, ...] of tasks for which they count so much, [T, M].
+
+    The task's first start sits in the place of one that counts nothing: that may have diverged,
+    and nothing times what is not a number is none either, in answers and in gradients.
+    """
+    absent, first = weight == 0, weight.argmax(1)
+
+    def seated(value: Tensor) -> Tensor:
+        ones = (1,) * (value.dim() - 1)
+        return torch.where(absent.view(*absent.shape, *ones), value.detach()[first, None], value)
+
+    return {name: seated(value) for name, value in stacked.items()}
 
 
 def _check(problem: Problem, weights: str, combine: str, score: Score, starts: int) -> None:

@@ -12,7 +12,12 @@ FEW_TASKS = 100
 
 
 def fairness(entries: Sequence[Entry]) -> tuple[bool, str]:
-    """Return whether budget unit and total are the same for all, and a sentence that says so."""
+    """Return whether budget unit and total are the same for all, and a sentence that says so.
+
+    Of a single method there is nothing to say.
+    """
+    if len(entries) == 1:
+        return True, ""
     budgets = [budget(entry.budget) for entry in entries]
     usual = Counter(budgets).most_common(1)[0][0]
     others = [

@@ -81,7 +81,9 @@ def _section(section: Section, pictures: Sequence[Picture]) -> Markup:
         ),
         _table(tables.results(section), section.reference),
         tag("dl", *facts, attributes=css("protocol")),
-        tag("p", section.fairness, attributes=css("fair" if section.fair else "notice")),
+        tag("p", section.fairness, attributes=css("fair" if section.fair else "notice"))
+        if section.fairness
+        else "",
         *(tag("p", line, attributes=css("notice")) for line in section.notices),
         drawn.get("adaptation.png", ""),
         drawn.get("paired.png", ""),

@@ -40,7 +40,7 @@ def _section(section: Section, pictures: Sequence[Picture]) -> list[str]:
         _table(tables.results(section)),
         f"Protocol: {escape(facts)}. ± is 1.96 standard errors over tasks; p is two-sided, paired, "
         "of its row alone.",
-        escape(section.fairness),
+        *([escape(section.fairness)] if section.fairness else []),
         *(f"- {escape(line)}" for line in section.notices),
         *(f"![{escape(p.alt)}]({p.file})" for p in pictures),
         *(_table(table) for table in tables.of_section(section)),

@@ -78,7 +78,7 @@ class Section:
     pairs: tuple[Pair, ...]  # those against the reference first
     modes: tuple[str, ...]  # names of the task families; empty when there is only one
     fair: bool  # budget unit and total are the same for all
-    fairness: str  # the same in words, naming who differs
+    fairness: str  # the same in words, naming who differs; empty for a single method
     notices: tuple[str, ...]
 
     def entry(self, label: str) -> Entry:

@@ -67,9 +67,12 @@ def test_truncation_is_a_choice_of_estimator(last: int) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-14)
 
 
-def test_truncation_to_more_steps_than_there_are_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"last: 6.* more than algo.steps=5; must be at most 5"):
-        maml(PROBLEM, inner_lr=RATE, steps=5, estimator=Truncated(last=6))
+@pytest.mark.parametrize(("last", "steps"), [(6, 5), (1, 0)])
+def test_truncation_to_more_steps_than_there_are_is_refused(last: int, steps: int) -> None:
+    """So it is refused without inner steps, of which there is no last one."""
+    said = rf"last: {last}.* more than algo.steps={steps}; must be at most {steps}"
+    with pytest.raises(ConfigError, match=said):
+        maml(PROBLEM, inner_lr=RATE, steps=steps, estimator=Truncated(last=last))
 
 
 @pytest.mark.parametrize("sigma", [0.01, 30.0])
@@ -91,6 +94,24 @@ def test_evolution_strategies_are_unbiased_at_any_sigma(sigma: int) -> None:
         each.append((contraction.T @ pull(t, phi)).norm())
     expected_error = predicted * torch.stack(each).norm() / len(TASKS)
     assert 0.2 * expected_error < (found - exact).norm() < 2 * expected_error
+
+
+def test_evolution_strategies_without_steps_are_of_the_query_at_the_start() -> None:
+    """Within the error predicted above; after one step more it would be another gradient."""
+    pairs = 1500
+    estimator = Evolution(pairs=pairs, sigma=0.1)
+    algorithm = maml(PROBLEM, inner_lr=RATE, steps=0, estimator=estimator)
+    found = algorithm.meta_grad(algorithm.init(PROBLEM.initial()), TASKS, 0)
+    each = torch.stack([pull(t, THETA) for t in range(len(TASKS))])
+    error = (found.gradient["params"]["phi"] - each.mean(0)).norm()
+    predicted = ((SIZE + 1) / pairs) ** 0.5 * each.norm() / len(TASKS)
+    assert 0.2 * predicted < error < 2 * predicted
+    adapted = mean(solved(t, 1)[1].T @ pull(t, solved(t, 1)[0]) for t in range(len(TASKS)))
+    assert (adapted - each.mean(0)).norm() > 6 * predicted
+    still = [
+        PROBLEM.loss({"phi": THETA}, TASKS.query_x[t], TASKS.query_y[t]) for t in range(len(TASKS))
+    ]
+    torch.testing.assert_close(found.losses, torch.stack(still), rtol=1e-13, atol=0)
 
 
 @pytest.mark.parametrize("last", [0, 4])

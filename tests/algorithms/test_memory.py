@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,10 @@ assert _spec is not None
 assert _spec.loader is not None
 memory = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(memory)
+
+
+METHODS = ("unrolled", "adjoint", "recompute", "implicit", "first_order")
+STORED = json.loads((DOCS / "memory.json").read_text())
 
 
 def check(method: str, peaks: dict[int, int], parameters: int) -> None:
@@ -34,15 +39,28 @@ def check(method: str, peaks: dict[int, int], parameters: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["unrolled", "adjoint", "recompute", "implicit", "first_order"])
+@pytest.mark.parametrize("method", METHODS)
 def test_peak_memory_of_a_meta_gradient(method: str) -> None:
-    found = {steps: memory.measure(method, steps) for steps in (1, 16, 64)}
+    found = {steps: memory.measure("small", method, steps) for steps in (1, 16, 64)}
     peaks = {steps: one["peak_bytes"] for steps, one in found.items()}
     check(method, peaks, found[1]["parameter_bytes"])
 
 
-@pytest.mark.parametrize("method", ["unrolled", "adjoint", "recompute", "implicit", "first_order"])
-def test_the_documented_numbers_say_the_same(method: str) -> None:
-    stored = json.loads((DOCS / "memory.json").read_text())
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["recompute", "implicit"])
+def test_peak_memory_is_flat_at_the_standard_size(method: str) -> None:
+    low, high = (memory.measure("standard", method, k)["peak_bytes"] for k in (1, 16))
+    assert high == pytest.approx(low, rel=0.05)
+
+
+def test_both_settings_are_documented() -> None:
+    assert [stored["setting"] for stored in STORED] == ["small", "standard"]
+
+
+@pytest.mark.parametrize("stored", STORED, ids=lambda stored: stored["setting"])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_documented_numbers_say_the_same(method: str, stored: dict[str, Any]) -> None:
     peaks = {int(steps): peak for steps, peak in stored["peak_bytes"][method].items()}
     check(method, peaks, stored["parameter_bytes"])
+    if stored["setting"] == "standard" and method in ("recompute", "implicit", "first_order"):
+        assert max(peaks.values()) <= 1.05 * min(peaks.values())

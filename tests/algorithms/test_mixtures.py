@@ -10,6 +10,7 @@ from torch import Tensor
 
 from metarun.algorithms.mixture import mixture
 from metarun.evaluate import evaluate
+from metarun.metagradient import query_losses
 from metarun.parallel import Workers
 from metarun.tasks import Tasks
 
@@ -139,6 +140,65 @@ def test_balance_works_against_starts_that_take_more_than_their_share() -> None:
     third = pytest.approx(0.1 / 3)
     assert (-found.shift["usage"]["bias"]).tolist() == [third, pytest.approx(-0.2 / 3), third]
     assert algorithm.assign(meta, tasks.support_x, tasks.support_y).tolist() == [1] * 5
+
+
+# Starts that diverge
+
+
+@pytest.mark.parametrize("there", [1e200, float("nan")], ids=["overflows", "no number"])
+def test_a_start_that_diverges_leaves_a_mixture_of_the_others(there: float) -> None:
+    on, tasks = Quadratic(4), quadratic_tasks(5, 4)
+    three, two = (mixture(on, **{**MIXTURE, "starts": starts}) for starts in (3, 2))
+    meta, fewer = begin(three, on), begin(two, on)
+    fewer["params"]["phi"] = meta["params"]["phi"][[0, 2]].clone()
+    meta["params"]["phi"][1] = there
+    found, expected = three.meta_grad(meta, tasks, 0), two.meta_grad(fewer, tasks, 0)
+    torch.testing.assert_close(found.losses, expected.losses, rtol=1e-12, atol=0)
+    pull = found.gradient["params"]["phi"]
+    torch.testing.assert_close(pull[[0, 2]], expected.gradient["params"]["phi"])
+    assert pull[1].tolist() == [0.0] * 4
+    torch.testing.assert_close(found.figures["starts_a_task"], expected.figures["starts_a_task"])
+    assert found.shift["usage"]["share"].isfinite().all()
+    support = (tasks.support_x, tasks.support_y)
+    assert 1 not in three.assign(meta, *support)
+    for ours, theirs in zip(
+        three.adapt(meta, *support, 3), two.adapt(fewer, *support, 3), strict=True
+    ):
+        answers = [
+            query_losses(a.problem, params, tasks) for a, params in ((three, ours), (two, theirs))
+        ]
+        torch.testing.assert_close(*answers, rtol=1e-12, atol=0)
+
+
+def test_where_all_starts_diverge_it_shows_in_that_task_alone() -> None:
+    on, tasks = Quadratic(4), quadratic_tasks(3, 4)
+    tasks.support_x[1] *= 1e200
+    algorithm = mixture(on, **MIXTURE)
+    found = algorithm.meta_grad(begin(algorithm, on), tasks, 0)
+    assert found.losses.isfinite().tolist() == [True, False, True]
+    assert not found.gradient["params"]["phi"].isfinite().all()
+
+
+@pytest.mark.parametrize("model", ["mlp", "conv4-batch"])
+@pytest.mark.parametrize("combine", ["predictions", "parameters"])
+def test_a_start_too_large_to_adapt_pulls_at_nothing(model: str, combine: str) -> None:
+    on, tasks = problem(model), image_tasks(model)
+    algorithm = mixture(on, **{**MIXTURE, "combine": combine})
+    meta = begin(algorithm, on)
+    for value in meta["params"].values():
+        value[0] = value[0].sign() * 1.7e308
+    found = algorithm.meta_grad(meta, tasks, 0)
+    assert found.losses.isfinite().all()
+    for name, value in found.gradient["params"].items():
+        assert value.isfinite().all(), name
+        assert value[0].abs().max() == 0, name
+    (*_, params) = algorithm.adapt(meta, tasks.support_x, tasks.support_y, 2)
+    judge = algorithm.problem or on
+    assert query_losses(judge, params, tasks).isfinite().all()
+    outputs = judge.predict(
+        {n: v[0] for n, v in params.items()}, tasks.support_x[0], tasks.query_x[0]
+    )
+    assert outputs.isfinite().all()
 
 
 # The support alone decides

@@ -26,7 +26,8 @@ OWN_START = ("protomaml", "mmaml", "mixture-gate")  # a function of the support,
 
 
 GRADED = ("clustered-graded", "reptile")  # queries grade, or train: no support alone adapts
-NEVER = ("imaml", "es_maml", "maml-truncated")  # see below; a noisy estimate; has no last step
+# See below; a noisy estimate, and one that is refused without a last step: see test_closed_forms.
+NEVER = ("imaml", "es_maml", "maml-truncated")
 STEPPED = [c for c in CASES if "steps" in c.settings and not c.name.startswith(GRADED)]
 WITHOUT = [case for case in STEPPED if not case.name.startswith(NEVER)]
 

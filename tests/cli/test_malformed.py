@@ -56,7 +56,12 @@ CASES = {
     "zero-ways": Case(("task.ways=0",), ("task.ways: 0 ", "at least 1")),
     "negative-shots": Case(("task.shots=-1",), ("task.shots: -1 ", "at least 1")),
     "zero-queries": Case(("task.queries=0",), ("task.queries: 0 ", "at least 1")),
-    "zero-steps": Case(("algo.steps=0",), ("algo.steps: 0 ", "at least 1")),
+    **{
+        f"zero-steps-{algo}": Case(
+            (f"algo={algo}", "algo.steps=0"), ("algo.steps: 0 ", "at least 1")
+        )
+        for algo in ("maml", "es_maml", "truncated")
+    },
     "suggested-schedule": Case(
         ("suggest.outer_schedule=cosin",),
         ('suggest.outer_schedule: "cosin" ', "did you mean cosine?", "constant, cosine, linear"),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -14,7 +17,10 @@ from sweeps import ODD, TINY, odd_environment, only, ran, results
 from metarun import cli, job, manifest, sweep
 from metarun.compose import compose, parse, quoted
 from metarun.config import compose_job
+from metarun.errors import StorageError
+from metarun.grid import too_small_for_sgd
 from metarun.job import state_of
+from metarun.paths import conf_dir
 from metarun.report.words import DASH
 from metarun.sweep import job_name, sweep_name
 
@@ -106,6 +112,50 @@ def test_jobs_of_a_grid() -> None:
     assert len(compose(parse(["search=grid", "outer.lr=0.5"])).jobs) == 3
 
 
+def warned(*words: str) -> str | None:
+    """Return what a sweep's start says of its outer rates."""
+    command = parse(["search=grid", *words])
+    composed = compose(command)
+    params = composed.config.hydra.sweeper.params
+    return too_small_for_sgd(params, words, sweep._planned(command, composed).values())
+
+
+def test_a_search_of_adam_s_rates_is_no_search_for_sgd() -> None:
+    assert warned("algo=maml") is None
+    assert warned("algo=reptile", "outer.lr=0.3,1.0") is None
+    assert warned("algo=reptile", "outer.optimizer=adam") is None
+    said = warned("algo=maml,reptile") or ""
+    assert "outer.lr: the search's own values, 0.0001,0.001,0.01, are of Adam's size" in said
+    assert "algo=reptile has outer.optimizer=sgd; give it its own, as in outer.lr=0.1" in said
+
+
+@pytest.mark.parametrize(("algo", "warnings"), [("reptile", 1), ("maml", 0)])
+def test_a_search_whose_jobs_nobody_knows_warns_by_its_first(
+    algo: str, warnings: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = parse(["search=grid", f"algo={algo}"])
+    composed = compose(command)._replace(jobs=[])  # as search=optuna leaves them
+    sweep._warn_of_rates(command, composed, [])
+    said = capsys.readouterr().err
+    assert said.replace("\n", " ").count("warning: outer.lr: the search's own values") == warnings
+
+
+@pytest.mark.slow
+def test_a_sweep_warns_once_as_it_starts(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["-m", "search=grid", "algo=reptile", "suggest.inner_lr=0.1", *TINY]
+    assert cli.main(words) == 0
+    assert len(results(only(outputs))) == 3
+    assert capsys.readouterr().err.count("metarun: warning: outer.lr: the search's own") == 1
+
+
+@pytest.mark.parametrize("option", ["grid", "optuna"])
+def test_every_search_s_own_outer_rates_are_adam_s(option: str) -> None:
+    """That is what the warning takes for granted."""
+    preset = OmegaConf.load(conf_dir() / "search" / f"{option}.yaml")
+    rates = [float(r) for r in re.findall(r"[\d.]+", preset.hydra.sweeper.params["outer.lr"])]
+    assert max(rates) <= 0.01
+
+
 def test_a_test_that_diverged_is_a_dash_in_the_sweep_s_log(tmp_path: Path) -> None:
     outcome = {"status": "done", "test": {"mse": {"mean": "NaN", "ci95": "Infinity"}}}
     (tmp_path / "outcome.json").write_text(json.dumps(outcome))
@@ -130,6 +180,22 @@ def test_the_manifest_survives_a_torn_line(tmp_path: Path) -> None:
     assert (header["command"], len(since)) == (["again"], 1)
     assert manifest.jobs(manifest.read(tmp_path))["a"]["pid"] == 3
     assert manifest.read(tmp_path / "nowhere") == []
+
+
+def test_a_running_sweep_whose_manifest_is_gone_says_so(tmp_path: Path) -> None:
+    manifest.append(tmp_path, "sweep", command=["metarun"])
+    assert manifest.current(tmp_path) == manifest.latest(manifest.read(tmp_path))
+    (tmp_path / manifest.NAME).unlink()
+    manifest.append(tmp_path, "job", job="a", state="running", pid=3)  # by a job that did not know
+    with pytest.raises(StorageError, match=r"manifest.jsonl: was deleted while the sweep"):
+        manifest.current(tmp_path)
+
+
+@pytest.mark.parametrize("act", [job._opened, lambda path: job._reason(path / "log.txt", 0, 1)])
+def test_a_job_whose_folder_is_gone_says_so(act: Callable[[Path], Any], tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"gone/a/log.txt: No such file.*METARUN_OUTPUTS"):
+        act(tmp_path / "gone" / "a")
+    assert not (tmp_path / "gone").exists()
 
 
 # mistakes ---------------------------------------------------------------------------------

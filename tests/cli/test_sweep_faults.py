@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from sweeps import gone, odd_environment, only, ran, results, since_start, start, sweep
+from sweeps import ODD, gone, odd_environment, only, ran, results, since_start, start, sweep
 
 from metarun import manifest
 
@@ -174,6 +175,33 @@ def test_a_sweep_that_has_not_begun_stops(number: signal.Signals, code: int, out
     assert ended.returncode == code
     assert ended.stderr.count("\n") == 1
     assert not outputs.exists()
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("launch", ["basic", "local"])
+def test_a_sweep_whose_folder_is_removed_ends_in_one_line(
+    launch: str, outputs: Path, environment: dict[str, str]
+) -> None:
+    words = (f"launch={launch}", "algo.how=a,b,c", "budget.total=1000000", "checkpoints.every=10")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "metarun", *ODD, *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    deadline = time.monotonic() + 60
+    while not list(outputs.glob("*/*/checkpoints/step-*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    folder = only(outputs)
+    folder.rename(outputs / "going")  # at once, where a removal may meet a file that is new
+    shutil.rmtree(outputs / "going", ignore_errors=True)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 5, said
+    assert said.count("\n") == 1, said
+    assert said.startswith(f"metarun: {folder}"), said
+    assert gone(f"METARUN_OUTPUTS={outputs}", 2)
+    assert not list(outputs.glob("*/*/outcome.json"))
 
 
 @pytest.mark.faults

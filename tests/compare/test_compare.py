@@ -105,6 +105,7 @@ def test_one_run_alone_is_reported_without_pairs(make_run):
     assert section.reference == "maml"
     assert verdict(section).answer == ""
     assert "nothing to compare it with" in verdict(section).evidence
+    assert (section.fair, section.fairness) == (True, "")
 
 
 def test_the_same_run_twice_counts_once(make_run):

@@ -6,6 +6,7 @@ from rich.console import Console
 
 from metarun import console
 from metarun.compare import compare
+from metarun.report import html, markdown
 from metarun.report.runs import load
 
 
@@ -47,6 +48,18 @@ def test_comparison_of_three_seeds(sweep):
         "Not in the comparison",
     ]
     assert "maml seed 3   unfinished" in lines[29]
+
+
+def test_a_single_method_is_not_said_to_have_the_same_budget(make_run):
+    alone = compare(load([make_run("m0", seed=0), make_run("m1", seed=1)]))
+    both = compare(load([make_run("m2"), make_run("t", "transfer")]))
+    for comparison, said in ((alone, False), (both, True)):
+        table = "\n".join(rendered(console.comparison_table(comparison)))
+        for text in (table, markdown.document(comparison, ()), html.page(comparison, ())):
+            assert ("The same budget for every method" in text) is said
+            assert "1,000 meta-steps" in text  # among the facts of the protocol
+            assert "\n\n\n" not in text.rstrip("\n")
+            assert '"fair"></p>' not in text
 
 
 def test_regression_fits_too(make_run):

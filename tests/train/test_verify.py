@@ -262,9 +262,29 @@ def test_the_command_prints_a_table(words, code: int, capsys) -> None:
     for name in ("adaptation", "no steps", "no leakage", "finite differences"):
         assert name in said
     assert "label permutation" not in said
+    assert said.splitlines()[-1] == "11 checks passed"
+
+
+@pytest.mark.parametrize(
+    ("states", "said"),
+    [
+        ({"a": "ok"}, "1 check passed"),
+        ({"a": "ok", "b": "ok", "c": "skip"}, "2 checks passed; 1 does not apply"),
+        (
+            {"a": "ok", "b": "warn", "c": "skip", "d": "skip"},
+            "1 check passed; 1 to be looked at: b; 2 do not apply",
+        ),
+        ({"a": "ok", "b": "fail", "c": "warn"}, "1 of 3 checks FAILED: b"),
+        ({"a": "fail", "b": "fail"}, "2 of 2 checks FAILED: a, b"),
+    ],
+)
+def test_a_last_line_sums_up(states, said: str) -> None:
+    assert verify.summary([Row(name, state, "") for name, state in states.items()]) == said
 
 
 def test_the_command_fails_with_a_check(capsys, monkeypatch) -> None:
     monkeypatch.setattr(verify, "checks", lambda _: [Row("a", "ok", ""), Row("b", "fail", "so")])
     assert verify.main(["dataset=sinusoid", "model.hidden=[8]"]) == 1
-    assert "so" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "so" in said
+    assert said.splitlines()[-1] == "1 of 2 checks FAILED: b"

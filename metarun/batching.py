@@ -6,36 +6,30 @@ also, with kernels whose weights carry a task axis. The meta-gradient is the sam
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from math import isfinite
 from typing import Any, NamedTuple
 
 import torch
 
-import metarun
 from metarun import console
 from metarun.assemble import Experiment
 from metarun.chunks import in_chunks, map_meta
 from metarun.compiled import NotCompiledError, compiled
-from metarun.files import cache_root, write_atomic
 from metarun.fitting import fit
 from metarun.hardware import Hardware, Way
-from metarun.kernels.build import processor
 from metarun.metagradient import MetaGrad
-from metarun.models.layers import kernel_blocks, use_kernels, without_kernels
+from metarun.models.layers import kernel_blocks, without_kernels
 from metarun.parallel import Workers
 from metarun.problem import Meta
 from metarun.tasks import Tasks
 from metarun.trees import apart, norm
+from metarun.tuning import run_by, tuned
 
 CHECKED = 2  # tasks whose gradient is compared; what is wrong with tasks shows with two
 TOLERANCE = 1e-6  # relative to the gradient's norm, in float64: hundreds of steps amplify 1e-16
 COMPILED = {torch.float32: 1e-4, torch.float64: 1e-8}  # of a graph, in its own precision
-TIMED = 3  # meta-steps for each way that is tried
 
 
 class Choice(NamedTuple):
@@ -72,10 +66,10 @@ def settle(
     way, chunk, reason = hardware.way, experiment.tasks_at_once(), hardware.reason
     seconds = dict[str, float]()
     if hardware.batching == "tune" and _on_tasks(experiment):
-        way, chunk, reason, seconds = _tuned(experiment, meta)
-    chosen, memory, short = _with(experiment, way, chunk), "", False
+        way, chunk, reason, seconds = tuned(experiment, meta)
+    chosen, memory, short = run_by(experiment, way, chunk), "", False
     if fitted is not None:
-        chosen = _with(experiment, way, min(chunk, fitted))
+        chosen = run_by(experiment, way, min(chunk, fitted))
     elif hardware.chunk is None and way != "loop" and _on_tasks(experiment):
         chosen, memory, short = _fitting(chosen, meta)
     chunk = chosen.hardware.chunk or chunk
@@ -83,7 +77,7 @@ def settle(
     if not difference <= TOLERANCE:
         reason = f"the meta-gradient by {way} is {difference:.1e} from the loop's"
         way, chunk = "loop", 1
-        chosen = _with(experiment, way, chunk)
+        chosen = run_by(experiment, way, chunk)
         console.warn(f"hardware.batching: {reason}; running the plain loop")
     choice = Choice(way, chunk, reason, difference, TOLERANCE, seconds, "not asked for")
     choice = choice._replace(memory=memory, short=short)
@@ -133,11 +127,6 @@ def _graph(experiment: Experiment, meta: Meta) -> MetaGrad:
     return fast
 
 
-def _with(experiment: Experiment, way: Way, chunk: int) -> Experiment:
-    use_kernels(experiment.problem.model, way == "batched")
-    return replace(experiment, hardware=replace(experiment.hardware, way=way, chunk=chunk))
-
-
 def _fitting(experiment: Experiment, meta: Meta) -> tuple[Experiment, str, bool]:
     """Take fewer tasks at once, or fewer threads, where memory does not suffice for the rule's."""
     meta_grad, tasks, workers = (
@@ -161,7 +150,7 @@ def _fitting(experiment: Experiment, meta: Meta) -> tuple[Experiment, str, bool]
     )
     if found.workers < workers.count:
         experiment = replace(experiment, workers=Workers(found.workers))
-    return _with(experiment, experiment.hardware.way, found.chunk), found.needed, True
+    return run_by(experiment, experiment.hardware.way, found.chunk), found.needed, True
 
 
 def _difference(experiment: Experiment, meta: Meta) -> float:
@@ -189,64 +178,3 @@ def _first_step(experiment: Experiment, meta: Meta, tasks: Tasks) -> Meta:
     """Return how one inner step moves the parameters."""
     before, after = experiment.algorithm.adapt(meta, tasks.support_x, tasks.support_y, 1)
     return {"moved": {name: after[name] - value for name, value in before.items()}}
-
-
-def _tuned(experiment: Experiment, meta: Meta) -> tuple[Way, int, str, dict[str, float]]:
-    """Measure the ways that apply, or remember what was measured here for the same work."""
-    path, key = cache_root() / "batching.json", _work(experiment)
-    known: dict[str, dict[str, float]] = {}
-    with suppress(FileNotFoundError, ValueError):  # of a damaged file nothing is believed
-        known = json.loads(path.read_text())
-    seconds, source = known.get(key), "measured earlier for this work on this machine"
-    if seconds is None:
-        tasks = experiment.batch(0)
-        seconds, source = dict(_timings(experiment, meta, tasks)), "measured"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps({**known, key: seconds}).encode())
-    best = min(seconds, key=lambda name: seconds[name])
-    way, _, chunk = best.partition(" ")
-    return _way(way), int(chunk), f"the fastest of {len(seconds)}, {source}", seconds
-
-
-def _way(name: str) -> Way:
-    ways: tuple[Way, ...] = ("loop", "vmap", "batched")
-    return next(way for way in ways if way == name)
-
-
-def _timings(experiment: Experiment, meta: Meta, tasks: Tasks) -> Iterator[tuple[str, float]]:
-    meta_grad = experiment.algorithm.meta_grad
-    assert meta_grad is not None
-    for way in experiment.hardware.applicable:
-        for chunk in (1,) if way == "loop" else _sizes(len(tasks)):
-            chosen = _with(experiment, way, chunk)
-            spent, fitted = list[float](), chunk
-            for _ in range(TIMED):
-                begun = time.perf_counter()
-                _, fitted = in_chunks(meta_grad, meta, tasks, 0, chunk, chosen.workers)
-                if experiment.hardware.device.type == "cuda":
-                    torch.cuda.synchronize(experiment.hardware.device)
-                spent.append(time.perf_counter() - begun)
-            yield f"{way} {fitted}", min(spent)
-
-
-def _sizes(batch: int) -> list[int]:
-    """Return how many tasks at once are tried: powers of two, and the whole batch."""
-    sizes = [size for size in (4, 8, 16, 32, 64, 128) if size < batch]
-    return [*sizes, batch]
-
-
-def _work(experiment: Experiment) -> str:
-    """Return all that decides how long a way takes: machine, versions, settings, shapes."""
-    hardware, tasks = experiment.hardware, experiment.batch(0)
-    machine = {k: v for k, v in hardware.describe().items() if k != "batching"}
-    settings = [experiment.parts[name] for name in ("algo", "model")]
-    return json.dumps(
-        [
-            machine | {"processor": processor(), "ways": hardware.applicable},
-            [torch.__version__, metarun.__version__],
-            [[part.name, part.values] for part in settings],
-            [list(tasks.support_x.shape), list(tasks.query_x.shape)],
-        ],
-        default=str,
-        sort_keys=True,
-    )

@@ -147,7 +147,9 @@ def hardware(
         )
     _check_precision(precision, dtype, found)
     tensor_float("ieee")
-    cores = threads or _cores()
+    cores, there = threads or _cores(), len(os.sched_getaffinity(0))
+    if threads and threads > there:
+        _warn(f"hardware.threads: {threads} on {there} cores; more than these only wait in turn")
     torch.set_num_threads(cores)
     keep_freed_memory()
     return Hardware(

@@ -90,7 +90,7 @@ def test_what_was_tuned_for_other_work_is_not_believed(
     others = [(), ("algo=fomaml",), ("algo.steps=2",), ("model.activation=tanh",)]
     assert [reason(*words) for words in others] == ["measured"] * len(others)
     assert [reason(*words) for words in others] == [earlier] * len(others)
-    monkeypatch.setattr("metarun.batching.processor", lambda: "another")
+    monkeypatch.setattr("metarun.tuning.processor", lambda: "another")
     assert reason() == "measured"
     (tmp_path / "metarun" / "batching.json").write_text("{")
     assert reason() == "measured"

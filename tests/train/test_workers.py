@@ -8,6 +8,7 @@ import time
 import pytest
 import torch
 from oracles import distance, image_tasks, maml, problem
+from tiny import tiny
 
 from metarun.chunks import in_chunks
 from metarun.parallel import Workers
@@ -77,3 +78,12 @@ def test_one_worker_starts_no_thread() -> None:
     before = threading.active_count()
     assert list(Workers(1).map(lambda item: threading.current_thread(), range(2)))
     assert threading.active_count() == before
+
+
+def test_more_threads_than_cores_are_told_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
+    for threads, said in ((2, 0), (99, 1), (99, 0)):
+        tiny(f"hardware.threads={threads}")
+        assert capsys.readouterr().err.count(f"hardware.threads: {threads} on 2 cores") == said

@@ -23,6 +23,7 @@ TRAINER = Path(__file__).parents[1] / "trainer.py"
 SYNC = "import sys; from metarun.tracking import sync_main; sys.exit(sync_main(sys.argv[1:]))"
 CANARY = "canary00" * 5
 STEPS = 30
+TRIALS = 6
 SEED = 8
 
 
@@ -146,15 +147,30 @@ def test_a_mirror_killed_at_any_time_sends_each_row_once(tmp_path):
             sent_once(folder, received)
 
 
-def test_a_live_mirror_does_not_slow_the_steps(tmp_path):
+def slows(tmp_path: Path, tracking: str) -> bool:
+    """Tell whether a tracker takes a hundredth of a step or more, however busy the machine is.
+
+    What others take only adds: the least of interleaved trials is compared, until it is clear.
+    """
     best: dict[str, float] = {}
     with serving(Received()) as url:
-        for repeat in range(3):
-            for tracking in ("none", "mirror"):
-                folder = tmp_path / f"{tracking}-{repeat}"
-                words = ("--steps", "400", "--rounds", "150000", "--tracking", tracking)
+        for repeat in range(TRIALS):
+            for kind in ("none", tracking):
+                folder = tmp_path / f"{kind}-{repeat}"
+                words = ("--steps", "300", "--rounds", "60000", "--tracking", kind)
                 cost = train(folder, url, *words)
-                best[tracking] = min(best.get(tracking, 9.0), cost["step_s"])
-                if tracking == "mirror":
+                best[kind] = min(best.get(kind, 9.0), cost["step_s"])
+                if kind == "mirror":
                     until_gone(folder)
-    assert best["mirror"] < 1.01 * best["none"], best
+            if repeat and best[tracking] < 1.01 * best["none"]:
+                return False
+    print(best)
+    return True
+
+
+def test_a_live_mirror_does_not_slow_the_steps(tmp_path):
+    assert not slows(tmp_path, "mirror")
+
+
+def test_the_same_clock_sees_a_tracker_that_does(tmp_path):
+    assert slows(tmp_path, "heavy")

@@ -143,6 +143,10 @@ CASES = {
     "comma": Case(
         ("algo=maml,",), ("cannot be read as key=value (mismatched input at its end); quote what",)
     ),
+    "no-key": Case(("=maml",), ("a setting has no name before its =; write it as key=value",)),
+    "nothing-to-take-away": Case(
+        ("~outer.clip",), ("outer.clip: is null already, so ~ takes nothing away",)
+    ),
     # what does nothing
     "workers-of-none": Case(
         (*REGRESSION, "launch.workers=3"),

@@ -109,6 +109,9 @@ def _with_bounds(text: str, constraints: Iterable[Any]) -> str:
     for constraint in found:
         if pattern := getattr(constraint, "pattern", None):
             return f"{text} like {pattern.removeprefix('^').removesuffix('$')}"
+    for constraint in found:
+        if least := getattr(constraint, "min_length", None):
+            return text.replace("a list", f"a list of at least {least}", 1)
     bounds = [
         f"{words} {getattr(constraint, name)}"
         for name, words in BOUNDS.items()

@@ -56,6 +56,7 @@ def test_accepts(value: Any, annotation: Any, expected: Any) -> None:
         (1, str, "key: 1 is not allowed; must be text"),
         (None, Count, "key: null is not allowed; must be a whole number of at least 1"),
         ([0], list[Rate], "key: [0] is not allowed; must be a list, each a number above 0"),
+        ([], Annotated[list[Rate], Field(min_length=1)], "a list of at least 1, each a number abo"),
         ("adm", Literal["adam", "sgd"], "(did you mean adam?); must be one of adam, sgd"),
         ("gpu", Device, "must be text like (cpu|cuda)"),
         (0, Count | Literal["auto"], "must be a whole number of at least 1 or auto"),

@@ -162,6 +162,18 @@ CASES = {
     "statistics-of-one-query": Case(
         (*REGRESSION, "model.norm=batch", "task.test_queries=1"), ("task.test_queries: 1 ",)
     ),
+    "no-rates-to-try": Case(
+        (*REGRESSION, "algo=transfer", "algo.lr_grid=[]"),
+        ("algo.lr_grid: [] is not allowed; must be a list of at least 1, each a number above 0",),
+    ),
+    "part-of-an-estimator": Case(
+        (*REGRESSION, "algo=imaml", "algo.estimator.damping=-1"),
+        ("metarun: algo.estimator.damping: -1 is not allowed; must be a number of at least 0\n",),
+    ),
+    "estimator-without-a-part": Case(
+        (*REGRESSION, "algo.estimator={solver:cg}"),
+        ("algo.estimator.iterations: missing; algo.estimator needs it, a whole number of at lea",),
+    ),
     # missing and malformed
     "missing-value": Case(("dataset=folder",), ("dataset.path: missing", "dataset.path=VALUE")),
     "missing-file": Case(

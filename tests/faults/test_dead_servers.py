@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from children import python
 from server import Received, refused, serving, silent
+from test_requeue import COMMAND, bits
+from test_requeue import STEPS as RUN_STEPS
 
 from metarun.records import merged, read
 from metarun.tracking.start import read_label
@@ -108,6 +110,42 @@ def test_a_bad_server_costs_training_nothing_and_sync_makes_up_for_it(tmp_path, 
         sent_once(folder, received)
         assert sync(folder, url) == 0
         sent_once(folder, received)
+
+
+UNTRACKED = """
+import sys
+from metarun.tracking import start
+start.find_spec = lambda name: None
+from metarun.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+PROGRAMS = {"silent": ("-m", "metarun"), "no key": ("-m", "metarun"), "none": ("-c", UNTRACKED)}
+
+
+def test_a_real_run_ends_in_the_same_bits_whatever_becomes_of_its_tracker(tmp_path, monkeypatch):
+    """A server that keeps silent, no key, no library: exit code 0, and nothing else changes."""
+
+    def run(name: str, url: str, *words: str) -> str:
+        outputs = {"METARUN_OUTPUTS": str(tmp_path / name), "WANDB_BASE_URL": url}
+        program = PROGRAMS.get(name, ("-m", "metarun"))
+        process = python(*program, *COMMAND, "name=run", *words, env=outputs)
+        _, error = process.communicate(timeout=120)
+        assert process.returncode == 0, error
+        assert "Traceback" not in error
+        until_gone(tmp_path / name)
+        trained = [r["step"] for r in read(tmp_path / name / "run") if r["kind"] == "train"]
+        assert trained == list(range(1, RUN_STEPS + 1))
+        return bits(tmp_path / name / "run")
+
+    wandb = ("tracking=wandb", "tracking.timeout_s=2")
+    with silent() as url:
+        expected = run("plain", url)
+        found = [run("silent", url, *wandb), run("none", url, *wandb)]
+        assert not (tmp_path / "none" / "run" / "tracking.log").exists()
+        monkeypatch.delenv("WANDB_API_KEY")
+        found.append(run("no key", url, *wandb))
+    assert found == [expected] * 3
+    assert "mirrored" in (tmp_path / "no key" / "run" / "tracking.log").read_text()
 
 
 def test_sync_fails_in_one_line_while_the_server_is_dead(tmp_path):

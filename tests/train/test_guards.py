@@ -73,7 +73,19 @@ EARLY = {  # before the first step they make something of the support
     "support_y": ("mixture", "mmaml", "r2d2"),
 }
 FAMILIES = ("maml", "fomaml", "imaml", "clustered")
-OTHERS = "adapters alfa anil boil cavia es_maml mamlpp metacurvature metasgd mixture mmaml".split()
+OTHERS = [
+    "adapters",
+    "alfa",
+    "anil",
+    "boil",
+    "cavia",
+    "es_maml",
+    "mamlpp",
+    "metacurvature",
+    "metasgd",
+    "mixture",
+    "mmaml",
+]
 OTHERS += ["multi_maml", "r2d2", "reptile", "signmaml", "truncated"]  # all that take regression
 POISONED = [(where, algo) for where in PLACES for algo in (*FAMILIES, *OTHERS)]
 POISONED.remove(("gradient", "multi_maml"))  # it reads the modes, of which this place makes a mark

@@ -29,6 +29,7 @@ VERBS = {
     "sync": "metarun.tracking:sync_main",
     "verify": "metarun.verify:main",
 }
+FIRST_WORDS = (*VERBS, "--help", "--version")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -88,8 +89,8 @@ def _is_verb(word: str) -> bool:
 def _verb(name: str) -> Callable[[list[str]], int]:
     if name not in VERBS:
         raise ConfigError(
-            f"{name}: no such verb{did_you_mean(name, VERBS)}; there are {', '.join(VERBS)}, and a "
-            "run is asked for by settings such as algo=maml"
+            f"{name}: no such verb{did_you_mean(name, FIRST_WORDS)}; there are {', '.join(VERBS)}, "
+            "and a run is asked for by settings such as algo=maml"
         )
     module, _, function = VERBS[name].partition(":")
     return getattr(import_module(module), function)

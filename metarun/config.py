@@ -20,6 +20,7 @@ from metarun.nearest import shown, unknown
 from metarun.paths import conf_dir
 from metarun.schema import Parameter, checked, converted, parameters
 from metarun.settings import GROUPS, SECTIONS, Count, Outer
+from metarun.together import check_together
 
 NAMESPACES = {  # where a group's factory may live; $METARUN_ALLOW adds more, never a configuration
     "algo": "metarun.algorithms.",
@@ -28,12 +29,6 @@ NAMESPACES = {  # where a group's factory may live; $METARUN_ALLOW adds more, ne
     "hardware": "metarun.hardware.",
     "tracking": "metarun.tracking.",
 }
-IDLE = (  # of outer: a setting, its default, and the choices without which it does nothing
-    ("lr_min", 0.0, "schedule", ("cosine", "linear")),
-    ("momentum", 0.0, "optimizer", ("sgd", "rmsprop")),
-    ("eps", 1e-8, "optimizer", ("adam", "adamw", "rmsprop")),
-    ("max_skips", 10, "on_divergence", ("skip_step", "drop_tasks")),
-)
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
 NAME = re.compile(r"[A-Za-z0-9][\w.=,+-]{0,119}", re.ASCII)
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -119,7 +114,7 @@ def check(config: Mapping[str, Any]) -> Checked:
     sections = {key: _section(key, key, config[key], of) for key, of in SECTIONS.items()}
     search = _searching(config["search"], choices)
     parts = {group: _part(group, config[group], choices) for group in NAMESPACES}
-    _check_together(sections, parts)
+    check_together(sections, {group: part.values for group, part in parts.items()})
     track = parts["tracking"]
     launch = launching(config["launch"], choices)
     return Checked(
@@ -233,33 +228,6 @@ def _factory(group: str, target: str) -> Callable[..., Any]:
     if not callable(found) or not home.startswith((NAMESPACES[group], *_extra_namespaces())):
         raise ConfigError(f"{group}._target_: {module_name} has no factory {name}")
     return found
-
-
-def _check_together(sections: Mapping[str, Any], parts: Mapping[str, Part]) -> None:
-    outer, hardware, algo = sections["outer"], parts["hardware"].values, parts["algo"].values
-    budget = sections["budget"]
-    for key, count in (
-        ("hardware.chunk", hardware.get("chunk")),
-        ("algo.starts", algo.get("starts")),
-    ):
-        if isinstance(count, int) and count > outer.batch:
-            raise ConfigError(
-                f"{key}: {count} is more than the tasks of a meta-step, outer.batch={outer.batch}"
-            )
-    if outer.lr_min > outer.lr:
-        raise ConfigError(f"outer.lr_min: {outer.lr_min:g} is above outer.lr={outer.lr:g}")
-    for key, default, by, users in IDLE:
-        value, chosen = getattr(outer, key), getattr(outer, by)
-        if value != default and chosen not in users:
-            raise ConfigError(
-                f"outer.{key}: {value:g} does nothing with outer.{by}={chosen}; set "
-                f"outer.{key}={default:g}, or outer.{by}={', '.join(users[:-1])} or {users[-1]}"
-            )
-    if budget.unit in ("meta_steps", "examples") and not budget.total.is_integer():
-        raise ConfigError(
-            f"budget.total: {budget.total:g} is not allowed; must be a whole number of "
-            f"{budget.unit}"
-        )
 
 
 def _searching(values: Mapping[str, Any], choices: Mapping[str, str]) -> Search:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from metarun import console, manifest
 from metarun.assemble import assemble
@@ -13,6 +13,7 @@ from metarun.config import check, compose_job
 from metarun.data.fetch import data_root
 from metarun.errors import ConfigError
 from metarun.files import prepare_folder, write_atomic
+from metarun.nearest import unknown
 from metarun.outcome import outcome_file, score_file, task_list, versions
 from metarun.paths import config_digest, find_folder, named_folder
 from metarun.records import masked
@@ -96,7 +97,8 @@ def with_overrides(config: dict[str, Any], overrides: list[str]) -> dict[str, An
         ConfigError: a word is not of that form, or names a setting that does not exist.
     """
     changed = OmegaConf.create(config)
-    for word in overrides:
+    # As on a command line, the order does not matter: a group comes before its settings.
+    for word in sorted(overrides, key=lambda word: word.partition("=")[0] not in GROUPS):
         key, equals, value = word.partition("=")
         if not equals or key[:1] in "+~":
             raise ConfigError(f"{word}: not an override; write key=value")
@@ -105,7 +107,16 @@ def with_overrides(config: dict[str, Any], overrides: list[str]) -> dict[str, An
             changed[key] = compose_job([word, *own])[key]
             changed["choices"][key] = value
         elif OmegaConf.select(changed, key, default=changed) is changed:
-            raise ConfigError(f"{key}: no such setting in the run's config.yaml")
+            raise ConfigError(_no_such_setting(key, changed))
         else:
             changed.merge_with_dotlist([word])
     return OmegaConf.to_container(changed)  # pyright: ignore[reportReturnType]
+
+
+def _no_such_setting(key: str, config: DictConfig) -> str:
+    place, _, name = key.rpartition(".")
+    known = OmegaConf.select(config, place) if place else None
+    if isinstance(known, DictConfig):
+        return unknown(place, name, place, [str(k) for k in known if k != "_target_"])
+    settable = [group for group in ELSEWHERE if group != "choices"]
+    return unknown("", key.partition(".")[0], "evaluate", settable)

@@ -26,7 +26,7 @@ EXTRAS = {  # option of a Hydra group -> what provides it
     "hydra/launcher/ray": "ray",
     "hydra/sweeper/optuna": "optuna",
 }
-NO_SUCH_KEY = re.compile(r"Could not (?:override|delete)(?: from config\.)? '([^']+)'")
+NO_SUCH_KEY = re.compile(r"Could not (?:override|delete)(?: from config\.)? '([^']*)'")
 OF_HYDRA = (ValueError, RuntimeError, ImportError)  # when it is Hydra that raises them
 FROM_HYDRA = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError)
 
@@ -42,6 +42,8 @@ def explained(error: Exception, composed: Callable[[], DictConfig]) -> Exception
     if isinstance(error, MissingConfigException):
         return ConfigError(_missing_file(error))
     if isinstance(error, OverrideParseException):
+        if "=" not in error.override:
+            return ConfigError(f"{error.override}: no setting; write it as key=value")
         detail = _first_line(re.sub(r"Error parsing override .*\n?", "", error.message))
         detail = re.sub(r"(?:at )?'<EOF>'", "at its end", detail.partition(" expecting ")[0])
         return ConfigError(
@@ -53,6 +55,8 @@ def explained(error: Exception, composed: Callable[[], DictConfig]) -> Exception
     if isinstance(error, SearchPathException | UnicodeDecodeError):
         return ConfigError(_first_line(str(error)))
     if found := NO_SUCH_KEY.search(str(error)):
+        if not found[1]:
+            return ConfigError("a setting has no name before its =; write it as key=value")
         key = getattr(error.__cause__, "full_key", None) or found[1]
         try:
             return ConfigError(_no_such_key(key, composed()))
@@ -109,6 +113,8 @@ def _no_such_key(said: str, config: DictConfig) -> str:
         if not isinstance(inner, DictConfig):
             return f"{key}: no such setting; {'.'.join([*where, name])} is a single value"
         known, where = inner, [*where, name]
+    if last in known:  # as in ~outer.clip
+        return f"{key}: is null already, so ~ takes nothing away"
     place = ".".join(where)
     option = choices.get(place)
     owner = f"{place}={option}" if option else place or "metarun"

@@ -73,10 +73,22 @@ def converted(key: str, value: Any, annotation: Any) -> Any:
         adapter: TypeAdapter[Any] = TypeAdapter(annotation)
         return adapter.validate_json(json.dumps(value, default=str), strict=True)
     except ValidationError:
+        _refuse_within(key, value, annotation)
         near = did_you_mean(str(value), [str(choice) for choice in _choices(annotation)])
         raise ConfigError(
             f"{key}: {shown(value)} is not allowed{near}; must be {describe(annotation)}"
         ) from None
+
+
+def _refuse_within(key: str, value: Any, annotation: Any) -> None:
+    """Raise ConfigError for a mistake within a mapping whose keys tell what it is meant for."""
+    if not isinstance(value, Mapping):
+        return
+    for meant in (annotation, *get_args(annotation)):
+        if is_dataclass(meant) and isinstance(meant, type):
+            taken = parameters(meant)
+            if value and next(iter(value)) in taken:
+                checked(key, key, value, taken)
 
 
 def describe(annotation: Any) -> str:
@@ -109,6 +121,9 @@ def _with_bounds(text: str, constraints: Iterable[Any]) -> str:
     for constraint in found:
         if pattern := getattr(constraint, "pattern", None):
             return f"{text} like {pattern.removeprefix('^').removesuffix('$')}"
+    for constraint in found:
+        if least := getattr(constraint, "min_length", None):
+            return text.replace("a list", f"a list of at least {least}", 1)
     bounds = [
         f"{words} {getattr(constraint, name)}"
         for name, words in BOUNDS.items()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from metarun import checkpoint, console
@@ -49,6 +50,7 @@ class Vault:
         self.config, self.digest = flat(config), config_digest(config)
         self.experiment = experiment
         self.data = dict(experiment.source.fingerprint)
+        self.machine = _machine(experiment)
 
     def save(self, state: State) -> None:
         """Write everything that going on needs."""
@@ -73,6 +75,7 @@ class Vault:
             console.warn(found.notice)
         checkpoint.check_config(found.meta, self.digest, self.config)
         checkpoint.check_data(found.meta, self.data)
+        _tell_other_machine(found.meta.get("machine") or {}, self.machine)
         state = found.meta["state"]
         console.say(f"going on from meta-step {state['step']}")
         moments = {
@@ -123,6 +126,7 @@ class Vault:
             "config_digest": self.digest,
             "config": self.config,
             "data": self.data,
+            "machine": self.machine,
             "state": counters,
             **facts,
         }
@@ -134,3 +138,25 @@ class Vault:
 
 def _names(meta: Meta) -> set[str]:
     return {f"{group}/{name}" for group, params in meta.items() for name in params}
+
+
+def _machine(experiment: Experiment) -> dict[str, Any]:
+    """Return what the last bits of a sum depend on, beside the configuration."""
+    hardware = experiment.hardware.describe()
+    return {
+        "threads": hardware["threads"],
+        "device": hardware["name"],
+        "torch": torch.__version__,
+    }
+
+
+def _tell_other_machine(there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Warn that what goes on need not be, to the bit, what would have come without a stop."""
+    changed = [
+        f"{k} {there[k]} before, {here[k]} now" for k in here if there.get(k, here[k]) != here[k]
+    ]
+    if changed:
+        console.warn(
+            f"going on with {'; '.join(changed)}: the last bits may differ from those of a run "
+            "without a stop"
+        )

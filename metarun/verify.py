@@ -9,13 +9,24 @@ from typing import Any, get_args
 from metarun import console
 from metarun.assemble import Experiment, assemble, learning
 from metarun.checks import Row, State, Subject, checks
+from metarun.compose import parse
 from metarun.config import Checked, check, compose_job
 from metarun.data.fetch import data_root
+from metarun.errors import ConfigError
+from metarun.help import usage
 from metarun.report.words import counted
 
 
 def main(argv: list[str]) -> int:
-    """Check the composed experiment in float64 on a few tasks; return 1 when a check fails."""
+    """Check the composed experiment in float64 on a few tasks; return 1 when a check fails.
+
+    Raises:
+        ConfigError: a mistake in the settings, or a flag that asks for something else.
+    """
+    command = parse(argv)
+    if command.sweep or command.shows:
+        said = "checks one set of settings, without -m, --cfg, --info and the like"
+        raise ConfigError(f"verify: {said}; {usage('verify')}")
     config = compose_job([*argv, "hardware.dtype=float64", "hardware.precision=full"])
     checked = check(config)
     subject = subject_of(checked, assemble(checked, data_root()))

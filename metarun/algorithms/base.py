@@ -17,6 +17,7 @@ from metarun.rates import Update
 from metarun.tasks import Tasks
 
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+RateGrid = Annotated[list[Rate], Field(min_length=1)]
 Pull = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # to the start; 0: none
 Count = Annotated[int, Field(ge=1)]
 _NOTHING: Mapping[str, tuple[float, ...]] = {}

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from metarun.algorithms.base import MetaAlgorithm, Rate
+from metarun.algorithms.base import MetaAlgorithm, Rate, RateGrid
 from metarun.algorithms.heads import Cosine, only_classes, with_head
 from metarun.algorithms.transfer import Finetuned, finetuning, imprinted
 from metarun.problem import Params, Problem
@@ -22,7 +22,7 @@ def baselinepp(
     head: Literal["random", "imprinted"],
     scale: Rate,
     many_scale: Rate,
-    lr_grid: list[Rate],
+    lr_grid: RateGrid,
 ) -> MetaAlgorithm:
     """Pre-train under a cosine head, then fine-tune a new one on each task.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from metarun.algorithms.base import MetaAlgorithm, Rate, adapting, plain_learner
+from metarun.algorithms.base import MetaAlgorithm, RateGrid, adapting, plain_learner
 from metarun.problem import Meta, Params, Problem
 
 
@@ -19,7 +19,7 @@ def rate_grid(grid: list[float]) -> dict[str, tuple[float, ...]]:
     return {"inner_lr": tuple(grid)}
 
 
-def scratch(problem: Problem, *, lr_grid: list[Rate]) -> MetaAlgorithm:
+def scratch(problem: Problem, *, lr_grid: RateGrid) -> MetaAlgorithm:
     """Adapt every task from the model's random initial values; nothing is trained.
 
     The rate and the number of steps are chosen on validation tasks, as for every method.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metarun.algorithms.base import MetaAlgorithm, Rate, adapting, masked_learner
+from metarun.algorithms.base import MetaAlgorithm, RateGrid, adapting, masked_learner
 from metarun.algorithms.heads import class_means, unit
 from metarun.algorithms.scratch import chosen_rate_descent, rate_grid
 from metarun.inner import over_tasks
@@ -26,7 +26,7 @@ def transfer(
     *,
     finetune: Finetuned,
     head: Literal["zeros", "imprinted"],
-    lr_grid: list[Rate],
+    lr_grid: RateGrid,
 ) -> MetaAlgorithm:
     """Pre-train on all meta-training classes (or all points, for regression), then fine-tune.
 

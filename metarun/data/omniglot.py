@@ -18,7 +18,7 @@ from metarun.data.fetch import fetch, readable
 from metarun.data.images import ImageSource, Pictures, Rotations, image_source
 from metarun.data.source import Split
 from metarun.data.store import stored
-from metarun.errors import DataError
+from metarun.errors import ConfigError, DataError
 
 FORMAT = 1  # raise it whenever the pictures change
 URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
@@ -64,7 +64,15 @@ def omniglot(
     2016). `lake`: test on the evaluation half; of the background half five alphabets, those that
     `vinyals` validates on, are held out: 792, 172 and 659. `within_alphabet`: the same characters,
     and each task's are of one alphabet.
+
+    Raises:
+        ConfigError: a `split_seed` for a protocol that has one split only.
     """
+    if split_seed and protocol != "random":
+        raise ConfigError(
+            f"dataset.split_seed: {split_seed} does nothing with dataset.protocol={protocol}; set "
+            "dataset.split_seed=0, or dataset.protocol=random"
+        )
     pictures = read_omniglot(root / "omniglot", PARTS)
     alphabets = [name.rsplit("/", 1)[0] for name in pictures.names]
     number = {alphabet: index for index, alphabet in enumerate(sorted(set(alphabets)))}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metarun.errors import ConfigError
 from metarun.kernels.conv import conv2d
 from metarun.kernels.first import first_block, suits
 from metarun.kernels.norm import norm_act_pool
@@ -43,6 +44,11 @@ class Norm(nn.Module):
 
     def __init__(self, channels: int, kind: NormKind, groups: int = 8, eps: float = 1e-5) -> None:
         super().__init__()
+        if kind == "group" and channels % groups:
+            raise ConfigError(
+                f"model.norm=group: {channels} channels do not make {groups} equal groups; give "
+                f"every layer a multiple of {groups}, or use model.norm=layer"
+            )
         self.channels, self.kind, self.eps = channels, kind, eps
         self.groups = groups if kind == "group" else 1
         self.frozen = False  # normalise by the stored averages

@@ -222,8 +222,8 @@ def of_run(outcome: Mapping[str, Any]) -> Table:
     ]
     if "purity" in (groups := outcome.get("clusters") or {}):
         rows.append(("clusters", agreement(groups)))
-    if any((lost := outcome.get("divergence") or {}).values()):
-        rows.append(("diverged", ", ".join(happened(lost))))
+    if seen := {key: n for key, n in (outcome.get("divergence") or {}).items() if n}:
+        rows.append(("in training", ", ".join(happened(seen))))
     return Table(caption, ("", ""), tuple(rows), frozenset({0, 1}))
 
 

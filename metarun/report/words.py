@@ -97,7 +97,7 @@ def counted(value: float | None, noun: str) -> str:
 
 
 def happened(divergence: Mapping[str, int]) -> list[str]:
-    """Return what went wrong in training: '1 skipped step', '3 dropped tasks'."""
+    """Return what training did beside its steps: '1 skipped step', '3 dropped tasks'."""
     nouns = {key: key.replace("_", " ").removesuffix("s") for key in divergence}
     return [counted(n, nouns[key]) for key, n in divergence.items()]
 

@@ -58,7 +58,9 @@ def _arguments(argv: list[str]) -> tuple[list[Path], dict[str, str]]:
     folders: list[Path] = []
     for word in argv:
         key, equals, value = word.partition("=")
-        if key in ("project", "entity") and value:
+        if equals and key in ("project", "entity"):
+            if not value:
+                raise ConfigError(f"{key}: empty; {usage('sync')}")
             options[key] = value
         elif equals and named_folder(word) is None:
             close = get_close_matches(key, ("project", "entity"), 1)

@@ -93,7 +93,6 @@ def test_a_held_out_choice_does_not_depend_on_the_names_of_classes(family: str, 
         (["algo=clustered", "algo.assign=holdout", "algo.folds=3"], 3),
         (["algo=mixture", "algo.score=holdout"], 2),
         (["algo=mixture", "algo.score=holdout", "algo.starts=1"], 1),
-        (["algo=mixture", "algo.score=holdout", "algo.weights=gate"], 1),
         (["algo=clustered"], 1),
     ],
 )

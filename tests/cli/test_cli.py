@@ -130,7 +130,10 @@ def test_help_examples_compose(capsys: pytest.CaptureFixture[str]) -> None:
             assert words[0] in cli.VERBS
 
 
-@pytest.mark.parametrize(("word", "near"), [("compre", "compare"), ("resum", "resume")])
+@pytest.mark.parametrize(
+    ("word", "near"),
+    [("compre", "compare"), ("resum", "resume"), ("help", "--help"), ("version", "--version")],
+)
 def test_unknown_verb(word: str, near: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([word, "outputs"]) == 2
     said = capsys.readouterr().err
@@ -169,7 +172,11 @@ def test_every_verb_says_what_it_takes(
             "resume a b",
             "takes one folder, and settings stay as they are; usage: metarun resume DIR",
         ),
+        ("sync project=", "project: empty; usage: metarun sync RUN..."),
         ("doctor now", "takes no words, and was given now"),
+        ("verify -m algo=maml,anil", "without -m, --cfg, --info and the like; usage: metarun ver"),
+        ("verify --cfg job", "verify: checks one set of settings, without -m"),
+        ("verify outputs", "metarun: outputs: no setting; write it as key=value"),
     ],
 )
 def test_wrong_words_for_a_verb(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:

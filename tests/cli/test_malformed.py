@@ -125,6 +125,38 @@ CASES = {
         (*REGRESSION, "model.norm=layer", "model.bn_mode=support"),
         ("model.bn_mode=support: does nothing with model.norm=layer", "bn_mode=transductive"),
     ),
+    "folds-of-no-holdout": Case(
+        (*REGRESSION, "algo=clustered", "algo.folds=null"),
+        ("algo.folds: null does nothing with algo.assign=after; set algo.folds=2, or ",),
+    ),
+    "width-of-no-gate": Case(
+        (*REGRESSION, "algo=mixture", "algo.width=9"),
+        ("algo.width: 9 does nothing with algo.weights=em; set algo.width=40, or algo.weights=g",),
+    ),
+    "score-of-a-gate": Case(
+        (*REGRESSION, "algo=mixture", "algo.weights=gate", "algo.score=before"),
+        ("algo.score: before does nothing with algo.weights=gate; set algo.score=after, or ",),
+    ),
+    "steps-of-no-bodies": Case(
+        (*REGRESSION, "algo=tsamaml", "algo.cluster_on=features", "algo.cluster_steps=9"),
+        ("algo.cluster_steps: 9 does nothing with algo.cluster_on=features",),
+    ),
+    "squares-of-descent": Case(
+        (*REGRESSION, "algo=reptile", "algo.optimizer=sgd", "algo.beta2=0.9"),
+        ("algo.beta2: 0.9 does nothing with algo.optimizer=sgd", "=adam or adam_fresh"),
+    ),
+    "rank-of-scales": Case(
+        (*REGRESSION, "algo=adapters", "algo.rank=2"),
+        ("algo.rank: 2 does nothing with algo.kind=film; set algo.rank=4, or algo.kind=lora",),
+    ),
+    "chunk-of-a-loop": Case(
+        (*REGRESSION, "hardware.batching=loop", "hardware.chunk=2"),
+        ("hardware.chunk: 2 does nothing with hardware.batching=loop; set hardware.chunk=null",),
+    ),
+    "adapted-norm-of-none": Case(
+        (*REGRESSION, "model.adapt_norm=false"),
+        ("model.adapt_norm: false does nothing with model.norm=none; set model.adapt_norm=true",),
+    ),
     "half-a-step": Case(
         (*REGRESSION, "budget.total=2.5"), ("budget.total: 2.5 ", "whole number of meta_steps")
     ),
@@ -134,6 +166,18 @@ CASES = {
     ),
     "statistics-of-one-query": Case(
         (*REGRESSION, "model.norm=batch", "task.test_queries=1"), ("task.test_queries: 1 ",)
+    ),
+    "no-rates-to-try": Case(
+        (*REGRESSION, "algo=transfer", "algo.lr_grid=[]"),
+        ("algo.lr_grid: [] is not allowed; must be a list of at least 1, each a number above 0",),
+    ),
+    "part-of-an-estimator": Case(
+        (*REGRESSION, "algo=imaml", "algo.estimator.damping=-1"),
+        ("metarun: algo.estimator.damping: -1 is not allowed; must be a number of at least 0\n",),
+    ),
+    "estimator-without-a-part": Case(
+        (*REGRESSION, "algo.estimator={solver:cg}"),
+        ("algo.estimator.iterations: missing; algo.estimator needs it, a whole number of at lea",),
     ),
     # missing and malformed
     "missing-value": Case(("dataset=folder",), ("dataset.path: missing", "dataset.path=VALUE")),
@@ -147,6 +191,10 @@ CASES = {
     "interpolation-in-a-circle": Case(("seed=${name}", "name=${seed}"), ("refers to itself",)),
     "comma": Case(
         ("algo=maml,",), ("cannot be read as key=value (mismatched input at its end); quote what",)
+    ),
+    "no-key": Case(("=maml",), ("a setting has no name before its =; write it as key=value",)),
+    "nothing-to-take-away": Case(
+        ("~outer.clip",), ("outer.clip: is null already, so ~ takes nothing away",)
     ),
     # what does nothing
     "workers-of-none": Case(

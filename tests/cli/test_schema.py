@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from metarun.errors import ConfigError
 from metarun.nearest import did_you_mean, shown
@@ -56,6 +56,7 @@ def test_accepts(value: Any, annotation: Any, expected: Any) -> None:
         (1, str, "key: 1 is not allowed; must be text"),
         (None, Count, "key: null is not allowed; must be a whole number of at least 1"),
         ([0], list[Rate], "key: [0] is not allowed; must be a list, each a number above 0"),
+        ([], Annotated[list[Rate], Field(min_length=1)], "a list of at least 1, each a number abo"),
         ("adm", Literal["adam", "sgd"], "(did you mean adam?); must be one of adam, sgd"),
         ("gpu", Device, "must be text like (cpu|cuda)"),
         (0, Count | Literal["auto"], "must be a whole number of at least 1 or auto"),
@@ -81,6 +82,12 @@ class Section:
     name: str | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Other:
+    __pydantic_config__ = ConfigDict(extra="forbid")
+    pairs: Count
+
+
 class Maker:
     def __init__(self, runtime: int, *, rate: Rate) -> None: ...
 
@@ -102,6 +109,22 @@ def test_sections_of_settings() -> None:
         checked("algo", "algo=x", {}, taken)
     with pytest.raises(ConfigError, match="algo=x takes no settings"):
         checked("algo", "algo=x", {"rate": 1}, {})
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({"rate": 0, "name": "x"}, r"^key.rate: 0 is not allowed; must be a number above 0$"),
+        ({"pairs": "two"}, r"^key.pairs: \"two\" is not allowed; must be a whole number of at lea"),
+        ({"rate": 1}, r"^key.name: missing; key needs it, text or null$"),
+        ({"pairs": 1, "pears": 1}, r"^key.pears: no such setting \(did you mean pairs\?\); key ta"),
+        ({"else": 1}, r"^key: {.*} is not allowed; must be one of a, b or {rate: "),
+        ({}, r"^key: {} is not allowed; must be one of a, b or {rate: "),
+    ],
+)
+def test_a_mistake_within_a_mapping_is_named_by_its_own_key(value: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        converted("key", value, Literal["a", "b"] | Section | Other)
 
 
 def test_nearest() -> None:

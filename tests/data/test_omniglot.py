@@ -26,7 +26,7 @@ from metarun.data.omniglot import (
     read_omniglot,
     split_characters,
 )
-from metarun.errors import DataError
+from metarun.errors import ConfigError, DataError
 
 TINY = (Part("images_background", "0" * 32, 2, 3), Part("images_evaluation", "0" * 32, 1, 2))
 CHARACTERS = (
@@ -230,6 +230,11 @@ def test_the_random_split_is_named_by_its_seed(names: list[str]):
     assert first == again
     shared = len(set(first["test"]) & set(other["test"]))
     assert 1e-3 < stats.hypergeom.cdf(shared, 1623, 423, 423) < 1 - 1e-3
+
+
+def test_a_seed_of_the_split_is_for_the_random_split_alone(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"split_seed: 3 does nothing with .*protocol=lake"):
+        omniglot(tmp_path, protocol="lake", rotations="none", split_seed=3)
 
 
 @pytest.fixture(scope="session")

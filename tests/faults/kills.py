@@ -4,12 +4,15 @@ kills.py any FAMILY TRIALS SEED        kill -9, half of them inside a checkpoint
 kills.py control FAMILY TRIALS SEED    the same with a writer that writes in place
 kills.py phases FAMILY TRIALS SEED     die in other phases: start, evaluation, append in turn
 kills.py term FAMILY TRIALS SEED       SIGTERM, again and again, until the run is done
+kills.py hand FAMILY TRIALS SEED       the same with Ctrl-C; both on a terminal
+kills.py lazy FAMILY TRIALS SEED       control: SIGTERM to runs that write nothing when stopped
 """
 
 from __future__ import annotations
 
 import json
 import os
+import pty
 import random
 import shutil
 import signal
@@ -24,6 +27,7 @@ from victim import Ambush, Reference
 from metarun import checkpoint
 from metarun.errors import CheckpointError
 from metarun.records import read
+from metarun.state import Vault
 
 # How long a phase lasts on a fast machine, in seconds; a death after it would be in another.
 PHASES = {
@@ -33,6 +37,13 @@ PHASES = {
     "append": (victim.APPEND, 0.00005),
 }
 EARLIEST = 1e-6
+STOPS = {
+    "term": (signal.SIGTERM, 75),
+    "lazy": (signal.SIGTERM, 75),
+    "hand": (signal.SIGINT, 130),
+}
+STARTING_S = 0.03  # in which one stop of four is asked for
+HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"  # the cursor
 
 
 def lie_in_wait(phase: str, made: Reference, rng: random.Random) -> Ambush:
@@ -92,20 +103,26 @@ def trial(
         counts["bitwise"] += code == 0 and victim.digest(folder) == made.digest
 
 
-def term(made: Reference, folder: Path, rng: random.Random, counts: Counter[str]) -> None:
-    """Preempt a run until it is done, as a cluster does."""
+def stopped(
+    mode: str, made: Reference, folder: Path, rng: random.Random, counts: Counter[str]
+) -> None:
+    """Stop a run at any time and give its command again until it is done, as a cluster does."""
+    number, expected = STOPS[mode]
     while True:
-        child = victim.spawn(made.config, folder)
-        while victim.SHARED[0] == victim.START:  # until the first record
-            time.sleep(0.0005)
-        time.sleep(rng.uniform(0, 0.6 * made.seconds))
+        child, screen = on_terminal(made, folder, mode == "lazy")
+        early = rng.random() < 0.25
+        time.sleep(rng.uniform(0, STARTING_S if early else 0.6 * made.seconds))
         asked = time.monotonic()
-        os.kill(child, signal.SIGTERM)
-        code = victim.exit_code(child)
+        os.kill(child, number)
+        code, shown = watched(child, screen)
+        folder.with_suffix(".log").open("a").write(shown)
+        counts["tracebacks"] += "Traceback" in shown
+        counts["lost cursors"] += shown.rfind(HIDE) > shown.rfind(SHOW)
+        counts["bars"] += HIDE in shown
         if code == 0:
             break
-        counts["preempted"] += 1
-        counts["code 75"] += code == 75
+        counts["stops"] += 1
+        counts["right code"] += code == expected
         counts["in time"] += time.monotonic() - asked < 2
     counts["bitwise"] += victim.digest(folder) == made.digest
     trained = [r["step"] for r in read(folder) if r["kind"] == "train"]
@@ -113,16 +130,45 @@ def term(made: Reference, folder: Path, rng: random.Random, counts: Counter[str]
     counts["temporaries"] += len(list(folder.rglob(".metarun-*")))
 
 
+def on_terminal(made: Reference, folder: Path, lazy: bool) -> tuple[int, int]:
+    """Start a run whose output is a terminal; return its process id and the terminal."""
+    screen, its_side = pty.openpty()
+
+    def first() -> None:
+        for descriptor in (1, 2):
+            os.dup2(its_side, descriptor)
+        if lazy:
+            save = Vault.save
+            Vault.save = lambda self, state: save(self, state) if state.step % 6 == 0 else None
+
+    child = victim.spawn(made.config, folder, first=first)
+    os.close(its_side)
+    return child, screen
+
+
+def watched(child: int, screen: int) -> tuple[int, str]:
+    """Read a terminal until its run has ended; return the exit code and what was shown."""
+    shown = b""
+    while True:
+        try:
+            shown += os.read(screen, 65536)
+        except OSError:  # nobody writes to it any more
+            break
+    os.close(screen)
+    return victim.exit_code(child), shown.decode(errors="replace")
+
+
 def main() -> None:
     """Carry out the trials of one family."""
     mode, family, trials, seed = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    os.environ["TERM"] = "xterm"  # of which a progress bar takes the cursor
     made = victim.reference(family)
     counts: Counter[str] = Counter()
     for number in range(trials):
         rng = random.Random(f"{mode} {family} {seed} {number}")
         folder = Path(os.environ["METARUN_OUTPUTS"], f"{family}-{number}")
-        if mode == "term":
-            term(made, folder, rng, counts)
+        if mode in STOPS:
+            stopped(mode, made, folder, rng, counts)
         else:
             trial(mode, phase_of(mode, number, rng), made, folder, rng, counts)
         if mode != "control" and counts["bitwise"] <= number:

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from children import python
 from server import Received, refused, serving, silent
+from test_requeue import COMMAND, bits
+from test_requeue import STEPS as RUN_STEPS
 
 from metarun.records import merged, read
 from metarun.tracking.start import read_label
@@ -23,6 +25,7 @@ TRAINER = Path(__file__).parents[1] / "trainer.py"
 SYNC = "import sys; from metarun.tracking import sync_main; sys.exit(sync_main(sys.argv[1:]))"
 CANARY = "canary00" * 5
 STEPS = 30
+TRIALS = 6
 SEED = 8
 
 
@@ -109,6 +112,42 @@ def test_a_bad_server_costs_training_nothing_and_sync_makes_up_for_it(tmp_path, 
         sent_once(folder, received)
 
 
+UNTRACKED = """
+import sys
+from metarun.tracking import start
+start.find_spec = lambda name: None
+from metarun.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+PROGRAMS = {"silent": ("-m", "metarun"), "no key": ("-m", "metarun"), "none": ("-c", UNTRACKED)}
+
+
+def test_a_real_run_ends_in_the_same_bits_whatever_becomes_of_its_tracker(tmp_path, monkeypatch):
+    """A server that keeps silent, no key, no library: exit code 0, and nothing else changes."""
+
+    def run(name: str, url: str, *words: str) -> str:
+        outputs = {"METARUN_OUTPUTS": str(tmp_path / name), "WANDB_BASE_URL": url}
+        program = PROGRAMS.get(name, ("-m", "metarun"))
+        process = python(*program, *COMMAND, "name=run", *words, env=outputs)
+        _, error = process.communicate(timeout=120)
+        assert process.returncode == 0, error
+        assert "Traceback" not in error
+        until_gone(tmp_path / name)
+        trained = [r["step"] for r in read(tmp_path / name / "run") if r["kind"] == "train"]
+        assert trained == list(range(1, RUN_STEPS + 1))
+        return bits(tmp_path / name / "run")
+
+    wandb = ("tracking=wandb", "tracking.timeout_s=2")
+    with silent() as url:
+        expected = run("plain", url)
+        found = [run("silent", url, *wandb), run("none", url, *wandb)]
+        assert not (tmp_path / "none" / "run" / "tracking.log").exists()
+        monkeypatch.delenv("WANDB_API_KEY")
+        found.append(run("no key", url, *wandb))
+    assert found == [expected] * 3
+    assert "mirrored" in (tmp_path / "no key" / "run" / "tracking.log").read_text()
+
+
 def test_sync_fails_in_one_line_while_the_server_is_dead(tmp_path):
     with refused() as url:
         train(tmp_path / "run", url, "--timeout-s", "2")
@@ -146,15 +185,30 @@ def test_a_mirror_killed_at_any_time_sends_each_row_once(tmp_path):
             sent_once(folder, received)
 
 
-def test_a_live_mirror_does_not_slow_the_steps(tmp_path):
+def slows(tmp_path: Path, tracking: str) -> bool:
+    """Tell whether a tracker takes a hundredth of a step or more, however busy the machine is.
+
+    What others take only adds: the least of interleaved trials is compared, until it is clear.
+    """
     best: dict[str, float] = {}
     with serving(Received()) as url:
-        for repeat in range(3):
-            for tracking in ("none", "mirror"):
-                folder = tmp_path / f"{tracking}-{repeat}"
-                words = ("--steps", "400", "--rounds", "150000", "--tracking", tracking)
+        for repeat in range(TRIALS):
+            for kind in ("none", tracking):
+                folder = tmp_path / f"{kind}-{repeat}"
+                words = ("--steps", "300", "--rounds", "60000", "--tracking", kind)
                 cost = train(folder, url, *words)
-                best[tracking] = min(best.get(tracking, 9.0), cost["step_s"])
-                if tracking == "mirror":
+                best[kind] = min(best.get(kind, 9.0), cost["step_s"])
+                if kind == "mirror":
                     until_gone(folder)
-    assert best["mirror"] < 1.01 * best["none"], best
+            if repeat and best[tracking] < 1.01 * best["none"]:
+                return False
+    print(best)
+    return True
+
+
+def test_a_live_mirror_does_not_slow_the_steps(tmp_path):
+    assert not slows(tmp_path, "mirror")
+
+
+def test_the_same_clock_sees_a_tracker_that_does(tmp_path):
+    assert slows(tmp_path, "heavy")

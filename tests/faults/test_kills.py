@@ -52,10 +52,19 @@ def test_kill_9_during_start_evaluation_and_append(tmp_path):
     assert counts["in the phase"] >= 36
 
 
-def test_preempted_again_and_again_until_done(tmp_path):
-    counts = kills(tmp_path, "term", "maml", 10)
-    assert counts["bitwise"] == 10
-    assert counts["preempted"] >= 10
-    assert counts["preempted"] == counts["code 75"] == counts["in time"]
-    assert counts["steps repeated"] <= counts["preempted"] * 2  # one checkpoint interval
-    assert counts["temporaries"] == 0
+@pytest.mark.parametrize(("mode", "runs", "stops"), [("term", 20, 50), ("hand", 6, 20)])
+def test_stopped_again_and_again_until_done(tmp_path, mode, runs, stops):
+    """At any time, start-up too: right code, nothing done twice, the terminal as it was."""
+    counts = kills(tmp_path, mode, "maml", runs)
+    assert counts["bitwise"] == runs
+    assert counts["stops"] >= stops
+    assert counts["stops"] == counts["right code"] == counts["in time"]
+    assert counts["bars"] >= runs
+    for what in ("steps repeated", "tracebacks", "lost cursors", "temporaries"):
+        assert counts[what] == 0, what
+
+
+def test_the_same_stops_catch_a_run_that_saves_nothing_when_it_is_asked_to_stop(tmp_path):
+    counts = kills(tmp_path, "lazy", "maml", 5)
+    assert counts["bitwise"] == 5
+    assert counts["steps repeated"] > 0

@@ -25,6 +25,7 @@ from metarun import checkpoint, cli, plots
 from metarun import run as job
 from metarun.assemble import Experiment
 from metarun.records import Records, merged, read
+from metarun.signals import REQUESTS, nothing_to_save
 
 STEPS, EVERY = 24, 2
 TINY = (
@@ -102,7 +103,9 @@ def spawn(
 ) -> int:
     """Fork a child that carries out a run; return its process id. Its output goes to a log."""
     SHARED[:8] = bytes([START, *[0] * 7])
+    signal.pthread_sigmask(signal.SIG_BLOCK, REQUESTS)
     if child := os.fork():
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, REQUESTS)
         return child
     code = 1
     try:
@@ -114,7 +117,9 @@ def spawn(
             setattr(owner, name, marked(getattr(owner, name), phase, ambush))
         if ambush and ambush.phase == START:
             signal.setitimer(signal.ITIMER_REAL, ambush.delay)
-        code = job.run_job(config, folder)
+        with nothing_to_save():  # as the command line does
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, REQUESTS)
+            code = job.run_job(config, folder)
     except BaseException:
         traceback.print_exc()
     finally:

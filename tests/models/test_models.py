@@ -148,5 +148,8 @@ def test_models_refuse_inputs_that_they_cannot_take() -> None:
         conv4((1,), 5, **CONV, norm="batch", **SMOOTH)
     with pytest.raises(ConfigError, match="needs 16 x 16 pixels"):
         conv4((1, 8, 8), 5, **{**CONV, "downsample": "max_pool"}, norm="batch", **SMOOTH)
+    for width in (4, 10, 12):  # by chance, the first layers' numbers can be dealt out
+        with pytest.raises(ConfigError, match=rf"norm=group: {width} channels do not make 8 equal"):
+            conv4((1, 28, 28), 5, **{**CONV, "filters": width}, norm="group", **SMOOTH)
     with pytest.raises(ConfigError, match="at least 16 pixels"):
         resnet12((1, 8, 8), 5, widths=[4] * 4, norm="batch", **SMOOTH)

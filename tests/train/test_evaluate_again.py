@@ -99,9 +99,31 @@ def test_what_an_evaluation_would_ignore_is_refused(tmp_path: Path) -> None:
 
 def test_a_data_set_comes_with_its_settings() -> None:
     config = tiny_config("algo=maml")
-    found = evaluate_again.with_overrides(config, ["dataset=folder", "dataset.path=here"])
+    words = ["dataset=folder", "dataset.path=here"]
+    found = evaluate_again.with_overrides(config, words)
     assert found["dataset"]["path"] == "here"
     assert found["choices"]["dataset"] == "folder"
+    assert evaluate_again.with_overrides(config, words[::-1]) == found, "in any order"
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        (
+            "test.task=5",
+            r"test.task: no such setting \(did you mean tasks\?\); test takes tasks, st",
+        ),
+        ("dataset.grid=1", r"dataset.grid: no such setting .*dataset takes test_grid$"),
+        (
+            "tests.tasks=5",
+            r"tests: no such setting \(did you mean test\?\); evaluate takes dataset",
+        ),
+        ("foo=5", r"foo: no such setting; evaluate takes dataset, task, test, hardware$"),
+    ],
+)
+def test_a_mistyped_setting_gets_the_nearest(word: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        evaluate_again.with_overrides(tiny_config("algo=maml"), [word])
 
 
 @pytest.mark.parametrize("verb", ["resume", "evaluate"])

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -33,7 +33,10 @@ DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
 NAME = re.compile(r"[A-Za-z0-9][\w.=,+-]{0,119}", re.ASCII)
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
-SUGGESTED = {"outer_schedule": parameters(Outer)["schedule"].annotation}  # all else is a number
+SUGGESTED = {  # all else is a number
+    "outer_schedule": parameters(Outer)["schedule"].annotation,
+    "transform": Literal["raw", "softplus", "exp"],  # those of rates.py, which imports torch
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,6 +66,9 @@ CASES = {
         ("suggest.outer_schedule=cosin",),
         ('suggest.outer_schedule: "cosin" ', "did you mean cosine?", "constant, cosine, linear"),
     ),
+    "suggested-transform": Case(
+        ("suggest.transform=expo",), ('suggest.transform: "expo" ', "did you mean exp?")
+    ),
     "suggested-rate": Case(("suggest.outer_lr=fast",), ('suggest.outer_lr: "fast" ', "a number")),
     "negative-rate": Case(("algo.inner_lr=-0.1",), ("algo.inner_lr: -0.1 ", "above 0")),
     "no-tasks": Case(("test.tasks=0",), ("test.tasks: 0 ", "at least 2")),

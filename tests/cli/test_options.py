@@ -9,9 +9,10 @@ from typing import get_args, get_type_hints
 import pytest
 
 from metarun.compose import compose, parse, resolved
-from metarun.config import check, compose_job
+from metarun.config import SUGGESTED, check, compose_job
 from metarun.errors import ConfigError
 from metarun.paths import run_name
+from metarun.rates import Transform
 from metarun.settings import Outer
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -145,3 +146,11 @@ def test_an_outer_setting_is_allowed_where_something_uses_it(
         else:
             with pytest.raises(ConfigError, match=f"outer.{key}: .* does nothing with .*{choice}"):
                 check(compose_job([*words, f"outer.{key}={value}"]))
+
+
+def test_learned_rates_are_kept_as_the_data_suggest() -> None:
+    assert get_args(SUGGESTED["transform"]) == get_args(Transform)
+    for algo in ("metasgd", "mamlpp"):
+        for place, transform in (("multimodal_regression", "exp"), ("sinusoid", "raw")):
+            found = compose_job([f"experiment={place}", f"algo={algo}"])
+            assert found["algo"]["transform"] == transform

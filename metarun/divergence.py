@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,18 +72,23 @@ class Diagnosis:
     inner_step: int | None
     tensor: str
 
-    def error(self, outer: Outer) -> DivergedError:
-        """Say it in one line, with the likely cause and what is not set against it yet."""
-        advice = ["a smaller inner rate (algo.inner_lr)", "algo.transform=exp (for learned rates)"]
+    def error(self, outer: Outer, algo: Mapping[str, Any]) -> DivergedError:
+        """Say it in one line, with what the settings have and do not yet set against it."""
+        advice = ["a smaller inner rate (algo.inner_lr)"] if "inner_lr" in algo else []
+        if algo.get("transform") == "raw" and algo["rates"] != "none":
+            advice.append("algo.transform=exp")
+        advice += ["a smaller outer.lr"] if not advice else []
         advice += ["outer.clip=1"] if outer.clip is None else []
         if outer.on_divergence != "drop_tasks":
             advice.append("outer.on_divergence=drop_tasks")
+        *most, last = advice
+        either = f"{', '.join(most)} or {last}" if most else last
         where = "the query pass" if self.inner_step is None else f"inner step {self.inner_step}"
         return DivergedError(
             f"diverged at meta-step {self.step}: not finite in {where} of task "
             f"{', '.join(map(str, self.tasks[:5]))}, first in {self.tensor}; "
-            f"{', '.join(advice[:-1])} or {advice[-1]} may help; where the inner loss stays "
-            "finite, look for a square root or a norm at zero"
+            f"{either} may help; where the inner loss stays finite, look for a square "
+            "root or a norm at zero"
         )
 
 

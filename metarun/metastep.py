@@ -91,10 +91,11 @@ class MetaSteps:
         state.nonfinite += 1
         steps = experiment.inner_steps or experiment.validation.steps
         what = diagnose(algorithm, state.meta, tasks, found, state.step, steps)
+        error = what.error(outer, experiment.parts["algo"].values)
         figures = {"tasks": what.tasks, "inner_step": what.inner_step, "tensor": what.tensor}
         self.record("diverged", state.step, {"policy": outer.on_divergence, **figures})
         if outer.on_divergence == "raise":
-            raise what.error(outer)
+            raise error
         if outer.on_divergence == "drop_tasks":
             kept, bad = without_bad_tasks(algorithm, state.meta, tasks, state.step, fitted)
             if kept is not None:
@@ -105,7 +106,7 @@ class MetaSteps:
         state.skipped_in_a_row += 1
         if state.skipped_in_a_row > outer.max_skips:
             raise DivergedError(
-                f"{what.error(outer)}; meta-steps skipped in a row: {state.skipped_in_a_row}, and "
+                f"{error}; meta-steps skipped in a row: {state.skipped_in_a_row}, and "
                 f"outer.max_skips is {outer.max_skips}"
             )
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Callable
 from typing import Any
 
@@ -57,13 +56,6 @@ def _conv_backward(*args: Any, out_shape: Any) -> int:
 
 
 GROUPED = {CONV_BACKWARD: _conv_backward}
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Return the largest memory so far: of tensors on a GPU, of the whole process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def count(meta: Meta) -> int:

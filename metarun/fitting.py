@@ -5,6 +5,7 @@ On a CPU nobody says that memory has run out: the kernel kills the process that 
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +23,8 @@ CGROUPS = {  # where a container or a job has its limit, its use, and what of th
     ),
 }
 
+_earlier: dict[str, int] = {}  # peaks from before a mark was set back, by type of device
+
 
 class Fit(NamedTuple):
     """Tasks at once, threads side by side, and why."""
@@ -34,6 +37,8 @@ class Fit(NamedTuple):
     @property
     def needed(self) -> str:
         """Return the tried sizes in words."""
+        if not self.tried:
+            return "not measured here"
         some = (f"{tasks} at once {size / 2**20:,.0f} MiB" for tasks, size in self.tried.items())
         return f"{', '.join(some)}, and {self.free / 2**20:,.0f} MiB are free"
 
@@ -86,6 +91,15 @@ def free_memory(device: torch.device) -> int | None:
     return max(0, min(found)) if found else None
 
 
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the largest memory so far: of tensors on a GPU, of the whole process on a CPU."""
+    if device.type == "cuda":
+        now = torch.cuda.max_memory_allocated(device)
+    else:
+        now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return max(now, _earlier.get(device.type, 0))
+
+
 def left_in_groups(mine: str, places: Mapping[str, tuple[str, ...]]) -> Iterator[int]:
     """Yield what each control group that a process is in has left under its limit."""
     for line in mine.splitlines():
@@ -104,14 +118,19 @@ def _meter(device: torch.device) -> Callable[[Callable[[], object]], int] | None
     if device.type == "cuda":
         return lambda call: _on_cuda(call, device)
     status, marks = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+    def back() -> None:
+        _earlier[device.type] = peak_memory_bytes(device)
+        marks.write_text("5")  # the highest mark is that of now again
+
     try:
         at_first = 1024 * _field(status, RESIDENT)
-        marks.write_text("5")  # the highest mark is that of now again
+        back()
     except (OSError, ValueError):
         return None
 
     def measure(call: Callable[[], object]) -> int:
-        marks.write_text("5")
+        back()
         call()
         return max(0, 1024 * _field(status, HIGHEST) - at_first)
 
@@ -120,6 +139,7 @@ def _meter(device: torch.device) -> Callable[[Callable[[], object]], int] | None
 
 def _on_cuda(call: Callable[[], object], device: torch.device) -> int:
     before = torch.cuda.memory_allocated(device)
+    _earlier[device.type] = peak_memory_bytes(device)
     torch.cuda.reset_peak_memory_stats(device)
     call()
     return torch.cuda.max_memory_allocated(device) - before

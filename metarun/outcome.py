@@ -17,8 +17,9 @@ import torch
 from metarun import __version__
 from metarun.assemble import Experiment
 from metarun.clusters import families
-from metarun.cost import count, peak_memory_bytes
+from metarun.cost import count
 from metarun.evaluate import Chosen, Scores
+from metarun.fitting import peak_memory_bytes
 from metarun.records import masked
 from metarun.state import State
 from metarun.train import summary

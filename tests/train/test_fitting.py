@@ -12,7 +12,7 @@ from tiny import tiny, tiny_config
 from metarun import fitting
 from metarun.batching import settle
 from metarun.chunks import in_chunks
-from metarun.fitting import PART, fit, free_memory, left_in_groups
+from metarun.fitting import PART, fit, free_memory, left_in_groups, peak_memory_bytes
 from metarun.records import read
 from metarun.run import run_job
 from metarun.trees import apart
@@ -74,6 +74,7 @@ def test_what_a_call_needs_is_measured() -> None:
         needed = meter(lambda size=size: torch.ones(size * MIB // 4))
         assert 0.95 * size * MIB < needed < 1.1 * size * MIB + 16 * MIB
     assert meter(lambda: None) < 16 * MIB, "what was let go of is not counted again"
+    assert peak_memory_bytes(CPU) > 256 * MIB, "nor is it forgotten where a run's peak is told"
 
 
 def test_a_job_has_what_its_control_groups_leave_it(tmp_path: Path) -> None:

@@ -129,12 +129,9 @@ def _graph(experiment: Experiment, meta: Meta) -> MetaGrad:
 
 def _fitting(experiment: Experiment, meta: Meta) -> tuple[Experiment, str, bool]:
     """Take fewer tasks at once, or fewer threads, where memory does not suffice for the rule's."""
-    meta_grad, tasks, workers = (
-        experiment.algorithm.meta_grad,
-        experiment.batch(0),
-        experiment.workers,
-    )
+    meta_grad, workers = experiment.algorithm.meta_grad, experiment.workers
     assert meta_grad is not None
+    tasks = experiment.batch(0)
     chunk = min(experiment.tasks_at_once(), len(tasks))
     side_by_side = min(workers.count, -(-len(tasks) // chunk))
 

@@ -7,18 +7,28 @@ from pathlib import Path
 
 import pytest
 import torch
+from children import kill, python
 from tiny import tiny, tiny_config
 
 from metarun import fitting
 from metarun.batching import settle
 from metarun.chunks import in_chunks
-from metarun.fitting import PART, fit, free_memory, left_in_groups, peak_memory_bytes
+from metarun.fitting import PART, fit, free_memory, left_in_groups
 from metarun.records import read
 from metarun.run import run_job
 from metarun.trees import apart
 
 CPU = torch.device("cpu")
 MIB = 2**20
+MEASURED = """
+import torch
+from metarun import fitting
+cpu = torch.device("cpu")
+meter = fitting._meter(cpu)
+for size in (64, 256):
+    print(meter(lambda: torch.ones(size * 2**18)))
+print(meter(lambda: None), fitting.peak_memory_bytes(cpu))
+"""
 
 
 def pretended(monkeypatch: pytest.MonkeyPatch, free: int, base: int, a_task: int) -> list[int]:
@@ -68,13 +78,18 @@ def test_what_is_chosen_fits_and_nothing_is_tried_that_would_not(
 
 
 def test_what_a_call_needs_is_measured() -> None:
-    meter = fitting._meter(CPU)
-    assert meter is not None
-    for size in (64, 256):
-        needed = meter(lambda size=size: torch.ones(size * MIB // 4))
-        assert 0.95 * size * MIB < needed < 1.1 * size * MIB + 16 * MIB
-    assert meter(lambda: None) < 16 * MIB, "what was let go of is not counted again"
-    assert peak_memory_bytes(CPU) > 256 * MIB, "nor is it forgotten where a run's peak is told"
+    """In a fresh process: what one has let go of and kept is taken again without a need."""
+    process = python("-W", "ignore", "-c", MEASURED)
+    try:
+        out, err = process.communicate(timeout=100)
+    finally:
+        kill(process)
+    assert process.returncode == 0, err
+    small, large, none, peak = (int(word) / MIB for word in out.split())
+    assert 0.95 * 64 < small < 1.1 * 64 + 16
+    assert 0.95 * 256 < large < 1.1 * 256 + 16
+    assert none < 16, "what was let go of is not counted again"
+    assert peak > 256, "nor is it forgotten where a run's peak is told"
 
 
 def test_a_job_has_what_its_control_groups_leave_it(tmp_path: Path) -> None:

@@ -21,13 +21,13 @@ demo: setup  ## scratch, transfer, FO-MAML and MAML on the embedded glyphs; unde
 	$(BIN)/metarun experiment=transfer_vs_maml
 
 test: check  ## what CI runs: check, then the slow tests (README's commands, a wheel elsewhere)
-	$(BIN)/pytest -q -n $(CPUS) -m 'slow and not faults'
+	$(BIN)/pytest -q -n $(CPUS) --dist worksteal -m 'slow and not faults'
 
 check: setup  ## format, lint, types, fast tests; 4 minutes on 2 cores
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/pytest -q -n $(CPUS) -m 'not faults and not slow'
+	$(BIN)/pytest -q -n $(CPUS) --dist worksteal -m 'not faults and not slow'
 
 test-faults: setup  ## kills, full disks, dead networks, stopped sweeps; minutes, best undisturbed
 	$(BIN)/pytest -q -n $(CPUS) -m faults

@@ -14,9 +14,8 @@ CURVES = (
     "maml,fomaml,imaml,reptile,anil,boil,cavia,adapters,metasgd,mamlpp,alfa,metacurvature",
     "signmaml,truncated,transfer,scratch,r2d2,clustered,mixture,mmaml,multi_maml,es_maml",
 )
-IMAGES = (
-    "maml,anil,cavia,adapters,mamlpp,protonet,protomaml,r2d2",
-    "transfer,baselinepp,logreg,centroid,clustered,mixture,mmaml,alfa",
+IMAGES = (  # those that curves do not have, and one of each kind of the others
+    "maml,transfer,adapters,mmaml,clustered,protonet,protomaml,baselinepp,logreg,centroid",
 )
 REPLAYED = (
     "algo=metasgd budget.total=8 outer.optimizer=adam outer.lr=0.001",

@@ -41,7 +41,7 @@ Omniglot: random split, rotations at test too, Conv-4 with 64 strided filters, b
 transductive, 1 query a class. The published values have the same network, except where
 [published.yaml](published.yaml) says so; those of sinusoids and five modes are of other numbers of
 shots, steps and other networks, and stand here for orientation only. A dash: not run (es_maml on
-sinusoids was stopped half-way after 20 minutes), for classes only, or diverged. With five modes
+five modes would take hours), or for classes only. With five modes
 maml has one start of 92-92, as many numbers as the five starts of 40-40, and the others one of
 40-40; learned rates grow too large there as the papers have them: alfa diverges at meta-step 31,
 metacurvature at 46, metasgd at 64, mamlpp at 418, and a clip does not help. So the experiment keeps

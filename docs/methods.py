@@ -41,12 +41,12 @@ Omniglot: random split, rotations at test too, Conv-4 with 64 strided filters, b
 transductive, 1 query a class. The published values have the same network, except where
 [published.yaml](published.yaml) says so; those of sinusoids and five modes are of other numbers of
 shots, steps and other networks, and stand here for orientation only. A dash: not run (es_maml on
-five modes would take hours), or for classes only. With five modes
-maml has one start of 92-92, as many numbers as the five starts of 40-40, and the others one of
-40-40; learned rates grow too large there as the papers have them: alfa diverges at meta-step 31,
-metacurvature at 46, metasgd at 64, mamlpp at 418, and a clip does not help. So the experiment keeps
-metasgd's and mamlpp's rates as exponentials (metasgd, softplus: 1.016 ± 0.150) and drops tasks that
-are not finite, which left out 39 of 625,000 for alfa and 1 for metacurvature.
+five modes would take some nine hours), for classes only or, multi_maml, for several modes only.
+With five modes maml has one start of 92-92, as many numbers as the five starts of 40-40, and the
+others one of 40-40; learned rates grow too large there as the papers have them: alfa diverges at
+meta-step 31, metacurvature at 46, metasgd at 64, mamlpp at 418, and a clip does not help. So the
+experiment keeps metasgd's and mamlpp's rates as exponentials (metasgd, softplus: 1.016 ± 0.150) and
+drops tasks that are not finite, which left out 39 of 625,000 for alfa and 1 for metacurvature.
 imaml solves its inner problem by L-BFGS. By the paper's descent (algo.inner_optimizer=sgd) the run
 on sinusoids diverges, at meta-step 2,694 with a rate of 0.01 and 599 with 0.02: a start that is
 learned becomes steep, and no fixed rate suits it for long. What is left of the inner gradient, over

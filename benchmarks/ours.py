@@ -15,10 +15,9 @@ from benchmarks.nets import WIDTHS
 from benchmarks.works import Work
 from metarun.assemble import Experiment, assemble
 from metarun.batching import settle
-from metarun.chunks import in_chunks
 from metarun.config import Part, check, compose_job
-from metarun.divergence import is_finite
-from metarun.outer import OuterOptimizer, clipped, gradient_norm
+from metarun.metastep import MetaSteps
+from metarun.state import State
 from metarun.tasks import Tasks
 
 BUDGET = 60_000  # meta-steps of the run that is built, as in the papers: `auto` looks at it
@@ -50,7 +49,9 @@ class Prepared:
         return 0 if self.work.net == "mlp" else self.work.ways
 
     def tasks(self, split: str, first: int, count: int, **shape: int) -> Tasks:
-        return self.batch
+        if count == len(self.batch):
+            return self.batch
+        return self.batch[torch.arange(first, first + count) % len(self.batch)]
 
     def examples(self, first: int, count: int, *, seed: int) -> tuple[Tensor, Tensor]:
         return self.batch.query_x.flatten(0, 1)[:count], self.batch.query_y.flatten(0, 1)[:count]
@@ -78,30 +79,22 @@ def build(threads: int, overrides: Sequence[str] = ()) -> Build:
 def _contender(experiment: Experiment, values: Sequence[Tensor], threads: int) -> Contender:
     meta = experiment.initial()
     experiment, choice = settle(experiment, meta)
-    assert experiment.algorithm.meta_grad is not None
-    meta_grad = experiment.algorithm.meta_grad
     with torch.no_grad():
         for own, value in zip(meta["params"].values(), values, strict=True):
             own.copy_(value)
-    optimizer = OuterOptimizer(experiment.outer, meta)
-    chunk, tasks = experiment.tasks_at_once(), experiment.batch(0)
-
-    def found():
-        return in_chunks(meta_grad, meta, tasks, 0, chunk, experiment.workers)[0]
+    state = State(meta)
+    steps = MetaSteps(experiment, state, lambda *_: None)
 
     def gradient() -> list[Tensor]:
-        return [part.clone() for part in found().gradient["params"].values()]
+        return [part.clone() for part in steps.look().gradient["params"].values()]
 
     def step() -> None:
-        result = found()
-        norm = gradient_norm(result.gradient)
-        if not is_finite(result, norm):
-            raise ArithmeticError("the meta-gradient is not finite")
-        moved = clipped(result.gradient, norm, experiment.outer.clip)
-        optimizer.step(moved, result.shift, 0.0)
+        steps.take(0.0)
+        state.step += 1
 
-    graph = ", compiled" if choice.compiled == "yes" else ""
-    how = f"{choice.way}{graph}, {chunk} tasks at once, {experiment.workers.count} workers"
+    graph = {"yes": ", compiled", "whole": ", compiled whole"}.get(choice.compiled, "")
+    at_once, workers = experiment.tasks_at_once(), experiment.workers.count
+    how = f"{choice.way}{graph}, {at_once} tasks at once, {workers} workers"
     return Contender(gradient, step, threads, how)
 
 

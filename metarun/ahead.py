@@ -26,18 +26,17 @@ class Ahead:
         most = NUMBERS if experiment.hardware.device.type == "cpu" else THERE
         self.steps = max(1, min(STEPS, most // numbers))
         self._block: int | None = None
-        self._drawn: list[Tasks] = []  # that block's batches
+        self._drawn: Tasks | None = None  # that block
 
     def batch(self, step: int) -> Tasks:
         """Return what `Experiment.batch` does."""
-        if self.steps == 1:
-            return self.experiment.batch(step)
         block, index = divmod(step, self.steps)
         return self.block(block)[index]
 
-    def block(self, block: int) -> list[Tasks]:
-        """Return the batches of `steps` meta-steps, from block * steps on."""
-        if block != self._block:
-            self._drawn = self.experiment.batches(block * self.steps, self.steps)
+    def block(self, block: int) -> Tasks:
+        """Return the batches of `steps` meta-steps, from block * steps on: [steps, T, ...]."""
+        if block != self._block or self._drawn is None:
+            self._drawn = None  # two blocks of images need not be in memory at once
+            self._drawn = self.experiment.block(block * self.steps, self.steps)
             self._block = block
         return self._drawn

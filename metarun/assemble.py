@@ -27,7 +27,7 @@ from metarun.parallel import Workers
 from metarun.problem import Meta, Problem
 from metarun.settings import Budget, Checkpoints, Outer, TaskShape, Test, Validation
 from metarun.signals import Stop
-from metarun.tasks import Tasks, examples_as_task
+from metarun.tasks import Tasks, examples_as_tasks
 
 CALIBRATION_TASKS = 20  # of the training split, for running averages
 
@@ -82,21 +82,21 @@ class Experiment:
 
     def batch(self, step: int) -> Tasks:
         """Return what meta-step `step` is computed from."""
-        return self.batches(step, 1)[0]
+        return self.block(step, 1)[0]
 
-    def batches(self, first: int, count: int) -> list[Tasks]:
+    def block(self, first: int, count: int) -> Tasks:
         """Return what meta-steps first..first+count-1 are computed from, in one draw.
 
-        Pre-training sees as many images a step as a batch of tasks holds, so that equal steps
-        are equal numbers of examples.
+        Every tensor is [count, T, ...]. Pre-training sees as many images a step as a batch of
+        tasks holds, so that equal steps are equal numbers of examples.
         """
         if self.algorithm.batches == "tasks":
             size = self.outer.batch
-            return list(self.tasks("train", first * size, count * size).chunks(size))
+            return self.tasks("train", first * size, count * size).blocks(size)
         size = self.examples_a_step()
         x, y = self.source.examples(first * size, count * size, seed=self.seed)
-        pairs = zip(x.split(size), y.split(size), strict=True)
-        return [examples_as_task(*pair).to(self.hardware.dtype) for pair in pairs]
+        shaped = x.unflatten(0, (count, size)), y.unflatten(0, (count, size))
+        return examples_as_tasks(*shaped).to(self.hardware.dtype).blocks(1)
 
     def examples_a_step(self) -> int:
         """Return how many inputs, support and query, one meta-step sees."""

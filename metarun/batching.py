@@ -16,10 +16,9 @@ import torch
 from metarun import console
 from metarun.assemble import Experiment
 from metarun.chunks import in_chunks, map_meta
-from metarun.compiled import NotCompiledError, compiled
+from metarun.compiled import Graph, NotCompiledError
 from metarun.fitting import fit
 from metarun.hardware import Hardware, Way
-from metarun.metagradient import MetaGrad
 from metarun.models.layers import kernel_blocks, without_kernels
 from metarun.parallel import Workers
 from metarun.problem import Meta
@@ -41,8 +40,8 @@ class Choice(NamedTuple):
     difference: float
     tolerance: float
     seconds: dict[str, float]  # of a meta-step, by way and chunk, where they were measured
-    compiled: str  # yes, or why not
-    compile_seconds: float = 0.0  # of building the graph, few where the cache has it
+    compiled: str  # yes, whole (with the optimiser: the record "recorded" says more), or why not
+    compile_seconds: float = 0.0  # of tracing and building, few where the cache has the graph
     memory: str = ""  # what tasks at once were seen to need, and what is free
     short: bool = False  # whether memory, and not the rule, decided how many
 
@@ -98,7 +97,7 @@ def _as_graph(experiment: Experiment, meta: Meta, choice: Choice) -> tuple[Exper
     """Make the meta-step one graph; where it cannot be one, settle on how to run it without."""
     begun = time.perf_counter()
     try:
-        fast = _graph(experiment, meta)
+        graph, compiled = _graph(experiment, meta)
     except NotCompiledError as error:
         if experiment.hardware.compile is True:
             console.warn(f"hardware.compile: {error}; running it as it is")
@@ -108,23 +107,28 @@ def _as_graph(experiment: Experiment, meta: Meta, choice: Choice) -> tuple[Exper
         experiment, choice = settle(replace(experiment, hardware=hardware), meta, choice.chunk)
         choice, compiled = choice._replace(memory=memory, short=short), str(error)
     else:
-        algorithm = experiment.algorithm._replace(meta_grad=fast)
-        experiment, compiled = replace(experiment, algorithm=algorithm), "yes"
+        experiment = replace(experiment, algorithm=experiment.algorithm._replace(meta_grad=graph))
     building = round(time.perf_counter() - begun, 3)
     return experiment, choice._replace(compiled=compiled, compile_seconds=building)
 
 
-def _graph(experiment: Experiment, meta: Meta) -> MetaGrad:
-    """Compile for one batch and compare with eager on another, of another meta-step."""
+def _graph(experiment: Experiment, meta: Meta) -> tuple[Graph, str]:
+    """Trace for one batch; compile, and compare with eager on another, of another meta-step.
+
+    On a CPU, where all tasks run at once, the whole meta-step is compiled later, and compared then.
+    """
     meta_grad = experiment.algorithm.meta_grad
     if meta_grad is None or not _on_tasks(experiment):
         raise NotCompiledError("there is no inner loop in this training")
-    one, other = (experiment.batch(step)[: experiment.tasks_at_once()] for step in (0, 1))
-    fast = compiled(meta_grad, meta, one)
-    difference = apart(fast(meta, other, 1).gradient, meta_grad(meta, other, 1).gradient)
+    at_once = experiment.tasks_at_once()
+    one, other = (experiment.batch(step)[:at_once] for step in (0, 1))
+    graph = Graph(meta_grad, meta, one)
+    if experiment.hardware.device.type == "cpu" and at_once >= experiment.outer.batch:
+        return graph, "whole"
+    difference = apart(graph(meta, other, 1).gradient, meta_grad(meta, other, 1).gradient)
     if not difference <= COMPILED[experiment.hardware.dtype]:
         raise NotCompiledError(f"the graph's meta-gradient is {difference:.1e} from eager's")
-    return fast
+    return graph, "yes"
 
 
 def _fitting(experiment: Experiment, meta: Meta) -> tuple[Experiment, str, bool]:

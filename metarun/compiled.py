@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from math import inf
 from typing import Any, NamedTuple
 
 import torch
+import torch._inductor
 from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx  # pyright: ignore[reportUnknownVariableType]
@@ -32,6 +34,7 @@ LONG = {"meta_steps": 20_000, "seconds": 300}  # budgets that win back up to a m
 STEPS = (0, 1, 10**9)  # meta-steps at which the graph must be one and the same
 
 Names = tuple[tuple[str, tuple[str, ...]], ...]
+Called = Callable[..., Sequence[Tensor]]
 
 
 def pays(model: Net, rows: int, budget: Budget, device: torch.device) -> bool:
@@ -57,65 +60,103 @@ class _Layout(NamedTuple):
     shift: Names
 
 
-def compiled(meta_grad: MetaGrad, meta: Meta, tasks: Tasks) -> MetaGrad:
-    """Return the meta-gradient compiled for these shapes; for others it runs as it is.
+class Graph:
+    """A meta-gradient traced for some shapes; called, it runs compiled, for others as it is.
 
     Raises:
-        NotCompiledError: it depends on numbers on the way or on the meta-step, or the compiler
-            fails.
+        NotCompiledError: it depends on numbers on the way or on the meta-step.
     """
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(code_cache() / "inductor"))
-    names = _names(meta)
-    layout: list[_Layout] = []
 
-    def flat(step: int) -> Callable[..., list[Tensor]]:
+    def __init__(self, meta_grad: MetaGrad, meta: Meta, tasks: Tasks) -> None:
+        self.plain, self._names = meta_grad, _names(meta)
+        self._inputs = [*_values(meta), *tasks.tensors()]
+        self._given, self._alone = _shapes(self._inputs), threading.Lock()
+        self._layout = _Layout((), (), ())
+        self._graph = _traced(self._flat, self._inputs)
+        self._fast: Called | None = None
+
+    def __call__(self, meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
+        inputs = [*_values(meta), *tasks.tensors()]
+        if _names(meta) != self._names or _shapes(inputs) != self._given:
+            return self.plain(meta, tasks, step)
+        with torch.no_grad(), self._alone:
+            if self._fast is None:
+                self._fast = built(self._graph, self._inputs)
+            return self._found([value.clone() for value in self._fast(*inputs)])
+
+    def traced(self, meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
+        """Do what the graph does one operation after the other: to be part of a larger graph."""
+        return self._found(self._graph(*_values(meta), *tasks.tensors()))
+
+    def _flat(self, step: int) -> Called:
         def function(*tensors: Tensor) -> list[Tensor]:
-            count = len(tensors) - len(_tensors(tasks))
-            found = meta_grad(_named(names, tensors[:count]), Tasks(*tensors[count:]), step)
-            layout[:] = [_Layout(_names(found.gradient), tuple(found.figures), _names(found.shift))]
+            meta, rest = split(self._names, tensors)
+            found = self.plain(meta, Tasks(*rest), step)
+            parts = _names(found.gradient), tuple(found.figures), _names(found.shift)
+            self._layout = _Layout(*parts)
             figures = list(found.figures.values())
             return [*_values(found.gradient), found.losses, *figures, *_values(found.shift)]
 
         return function
 
-    inputs = [*_values(meta), *_tensors(tasks)]
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore", DeprecationWarning)  # between torch's own parts
-            fast = _graph(flat, inputs)
-            fast(*inputs)
-    except NotCompiledError:
-        raise
-    except Exception as error:  # whatever a tracer or a compiler can raise
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise NotCompiledError(f"{type(error).__name__}: {lines[0][:120]}") from error
-    shapes, parts, alone = _shapes(inputs), layout[0], threading.Lock()
-
-    def fastest(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
-        given = [*_values(meta), *_tensors(tasks)]
-        if _names(meta) != names or _shapes(given) != shapes:
-            return meta_grad(meta, tasks, step)
-        with torch.no_grad(), alone:
-            found = [value.clone() for value in fast(*given)]
-        gradient, rest = _split(parts.gradient, found)
-        losses, *rest = rest
-        figures = dict(zip(parts.figures, rest, strict=False))
-        shift, _ = _split(parts.shift, rest[len(figures) :])
+    def _found(self, values: Sequence[Tensor]) -> MetaGradient:
+        gradient, (losses, *rest) = split(self._layout.gradient, values)
+        figures = dict(zip(self._layout.figures, rest, strict=False))
+        shift, _ = split(self._layout.shift, rest[len(figures) :])
         return MetaGradient(gradient, losses, figures, shift)
 
-    return fastest
+
+def built(graph: GraphModule, inputs: Sequence[Tensor]) -> Called:
+    """Compile a graph for inputs like these, from the cache where it is there.
+
+    Straight to the compiler: what torch.compile puts before each call costs a fifth of a small
+    network's meta-step.
+
+    Raises:
+        NotCompiledError: the compiler fails.
+    """
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(code_cache() / "inductor"))
+    try:
+        with quiet(), _cached():
+            return torch._inductor.compile(graph, list(inputs))  # pyright: ignore
+    except Exception as error:  # whatever a compiler can raise
+        raise NotCompiledError(first_line(error)) from error
 
 
-def _graph(
-    flat: Callable[[int], Callable[..., list[Tensor]]], inputs: Sequence[Tensor]
-) -> Callable[..., Sequence[Tensor]]:
-    traced: Iterator[GraphModule] = (make_fx(flat(step))(*inputs) for step in STEPS)
-    graph = next(traced)
+def _cached() -> AbstractContextManager[Any]:
+    """Give the compiler the surroundings without which it does not look into its cache."""
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    return tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv())))
+
+
+def first_line(error: Exception) -> str:
+    """Return what a driver, a tracer or a compiler says, short."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{type(error).__name__}: {lines[0][:120]}"
+
+
+@contextmanager
+def quiet() -> Generator[None]:
+    """Trace and compile: nothing is differentiated, and torch's parts may deprecate each other."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+def _traced(flat: Callable[[int], Called], inputs: Sequence[Tensor]) -> GraphModule:
+    try:
+        with quiet():
+            graph, *others = (make_fx(flat(step))(*inputs) for step in STEPS)
+    except Exception as error:  # whatever a tracer can raise
+        raise NotCompiledError(first_line(error)) from error
     if any(_is_random(node.target) for node in graph.graph.nodes):
         raise NotCompiledError("it draws random numbers")
-    if any(_text(other) != _text(graph) for other in traced):
+    if any(_text(other) != _text(graph) for other in others):
         raise NotCompiledError("it depends on the meta-step")
-    return torch.compile(graph)  # pyright: ignore
+    return graph
 
 
 def _names(meta: Meta) -> Names:
@@ -126,15 +167,8 @@ def _values(meta: Meta) -> list[Tensor]:
     return [value for params in meta.values() for value in params.values()]
 
 
-def _tensors(tasks: Tasks) -> list[Tensor]:
-    return [tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y, tasks.mode]
-
-
-def _named(names: Names, values: Sequence[Tensor]) -> Meta:
-    return _split(names, values)[0]
-
-
-def _split(names: Names, values: Sequence[Tensor]) -> tuple[Meta, list[Tensor]]:
+def split(names: Names, values: Sequence[Tensor]) -> tuple[Meta, list[Tensor]]:
+    """Give the first of a flat list of tensors their names back; return the others too."""
     left = iter(values)
     meta = {group: {name: next(left) for name in params} for group, params in names}
     return meta, list(left)

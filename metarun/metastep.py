@@ -12,6 +12,7 @@ from metarun import console
 from metarun.ahead import Ahead
 from metarun.assemble import Experiment
 from metarun.chunks import in_chunks
+from metarun.compiled import Graph
 from metarun.divergence import diagnose, is_finite, without_bad_tasks
 from metarun.errors import DivergedError
 from metarun.metagradient import MetaGradient
@@ -28,12 +29,13 @@ class MetaSteps:
 
     def __init__(self, experiment: Experiment, state: State, record: Record) -> None:
         self.experiment, self.state, self.record = experiment, state, record
-        hardware = experiment.hardware
-        recorded = hardware.graph and hardware.device.type in RECORDERS
-        self.optimizer = OuterOptimizer(experiment.outer, state.meta, recorded=recorded)
+        graph, device = experiment.hardware.graph, experiment.hardware.device.type
+        there = graph and device != "cpu"  # where a recording counts the optimiser's steps
+        self.optimizer = OuterOptimizer(experiment.outer, state.meta, capturable=there)
         self.optimizer.restore(state.moments)
+        self.meta_grad = experiment.algorithm.meta_grad
         self.ahead = Ahead(experiment)
-        self.recorded = self._recorded() if recorded else None
+        self.recorded = self._recorded() if graph and device in RECORDERS else None
 
     def take(self, done: float) -> tuple[MetaGradient, Tensor] | None:
         """Take the state's meta-step when the fraction `done` of the budget is spent.
@@ -56,20 +58,31 @@ class MetaSteps:
             self.optimizer.step(gradient, found[0].shift, done)
         return found
 
+    def look(self) -> MetaGradient:
+        """Return what the state's meta-step finds, and move nothing."""
+        if self.recorded:
+            return self.recorded.look(self.state.step)
+        return self._in_chunks(self.ahead.batch(self.state.step))[0]
+
     def _recorded(self) -> Recorded | None:
         """Record a meta-step; where it cannot be recorded, say so in one line."""
         experiment, begun = self.experiment, time.perf_counter()
-        meta_grad, found, why = experiment.algorithm.meta_grad, None, "yes"
-        assert meta_grad is not None
+        graph, hardware = experiment.algorithm.meta_grad, experiment.hardware
+        assert isinstance(graph, Graph)
+        on_cpu, found, why = hardware.device.type == "cpu", None, "yes"
         if (self.state.chunk or experiment.tasks_at_once()) < experiment.outer.batch:
-            why = "a batch is more than the tasks at once"
+            why, instead = "a batch is more than the tasks at once", "calling the graph each time"
         else:
+            instead = "running it as it is" if on_cpu else "calling the graph each time"
+            if on_cpu:  # where the graph was not compiled by itself
+                self.meta_grad = graph.plain
             try:
-                found = Recorded(meta_grad, self.optimizer, self.ahead)
+                within = graph.traced if on_cpu else graph
+                found = Recorded(within, graph.plain, self.optimizer, self.ahead)
             except NotRecordedError as error:
                 why = str(error)
-        if found is None:
-            console.warn(f"hardware.compile: not recorded: {why}; calling the graph each time")
+        if found is None and hardware.compile is True:
+            console.warn(f"hardware.compile: not recorded: {why}; {instead}")
         seconds = round(time.perf_counter() - begun, 3)
         self.record("recorded", self.state.step, {"recorded": why, "seconds": seconds})
         return found
@@ -77,13 +90,7 @@ class MetaSteps:
     def _meta_gradient(self, tasks: Tasks) -> tuple[MetaGradient, Tensor] | None:
         experiment, state = self.experiment, self.state
         algorithm, outer = experiment.algorithm, experiment.outer
-        assert algorithm.meta_grad is not None
-        chunk = state.chunk or experiment.tasks_at_once()
-        found, fitted = in_chunks(
-            algorithm.meta_grad, state.meta, tasks, state.step, chunk, experiment.workers
-        )
-        if fitted < min(chunk, len(tasks)):
-            state.chunk = fitted
+        found, fitted = self._in_chunks(tasks)
         norm = gradient_norm(found.gradient)
         if is_finite(found, norm):
             state.skipped_in_a_row = 0
@@ -110,3 +117,14 @@ class MetaSteps:
                 f"outer.max_skips is {outer.max_skips}"
             )
         return None
+
+    def _in_chunks(self, tasks: Tasks) -> tuple[MetaGradient, int]:
+        experiment, state = self.experiment, self.state
+        assert self.meta_grad is not None
+        chunk = state.chunk or experiment.tasks_at_once()
+        found, fitted = in_chunks(
+            self.meta_grad, state.meta, tasks, state.step, chunk, experiment.workers
+        )
+        if fitted < min(chunk, len(tasks)):
+            state.chunk = fitted
+        return found, fitted

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from metarun.chunks import map_meta
 from metarun.problem import Meta
 from metarun.settings import Outer
 
@@ -16,12 +17,12 @@ Moments = dict[str, Tensor]  # "group/name/moment"
 class OuterOptimizer:
     """A torch optimiser over named meta-parameters, which it moves in place."""
 
-    def __init__(self, settings: Outer, meta: Meta, *, recorded: bool = False) -> None:
+    def __init__(self, settings: Outer, meta: Meta, *, capturable: bool = False) -> None:
         self.settings = settings
         self.meta = meta
         self.names = [f"{group}/{name}" for group, params in meta.items() for name in params]
         self.values = [value for params in meta.values() for value in params.values()]
-        self.torch = _optimizer(settings, self.values, recorded)
+        self.torch = _optimizer(settings, self.values, capturable)
 
     def step(self, gradient: Meta, shift: Meta, done: float) -> None:
         """Move by the gradient and add the shift; `done` is the spent fraction of the budget."""
@@ -41,10 +42,21 @@ class OuterOptimizer:
         for value in self.values:
             value.grad = None
 
-    def moments_in_place(self) -> list[Tensor]:
-        """Return the tensors of the optimiser's state, which it changes in place."""
-        states = self.torch.state.values()
-        return [v for state in states for v in state.values() if isinstance(v, Tensor)]
+    def moments_in_place(self, gradient: Meta) -> list[dict[str, Tensor]]:
+        """Return the moments of each tensor of a gradient, which steps change in place.
+
+        Before the first step they are zeros.
+        """
+        if not self.torch.state:  # torch makes them in a step, so take one and take it back
+            before = [value.clone() for value in self.values]
+            self.move(map_meta(torch.zeros_like, gradient), self.settings.lr)
+            for value, old in zip(self.values, before, strict=True):
+                value.copy_(old)
+            for moments in self.torch.state.values():
+                for value in moments.values():
+                    value.zero_()
+        moved = [self.meta[group][name] for group, some in gradient.items() for name in some]
+        return [self.torch.state.get(value, {}) for value in moved]
 
     def moments(self) -> Moments:
         """Return the optimiser's state as named tensors."""
@@ -67,16 +79,18 @@ class OuterOptimizer:
         self.torch.load_state_dict({"state": state, "param_groups": groups})
 
 
-def _optimizer(settings: Outer, values: list[Tensor], recorded: bool) -> torch.optim.Optimizer:
+def _optimizer(settings: Outer, values: list[Tensor], capturable: bool) -> torch.optim.Optimizer:
     lr, eps, decay = settings.lr, settings.eps, settings.weight_decay
-    # Recorded ones count steps on the device. Never fused: on a CPU that goes wrong where strides
+    # Capturable ones count steps on the device. Never fused: on a CPU that goes wrong where strides
     # differ.
     match settings.optimizer:
         case "adam":
-            return torch.optim.Adam(values, lr=lr, eps=eps, weight_decay=decay, capturable=recorded)
+            return torch.optim.Adam(
+                values, lr=lr, eps=eps, weight_decay=decay, capturable=capturable
+            )
         case "adamw":
             return torch.optim.AdamW(
-                values, lr=lr, eps=eps, weight_decay=decay, capturable=recorded
+                values, lr=lr, eps=eps, weight_decay=decay, capturable=capturable
             )
         case "sgd":
             momentum = settings.momentum
@@ -88,7 +102,7 @@ def _optimizer(settings: Outer, values: list[Tensor], recorded: bool) -> torch.o
                 eps=eps,
                 momentum=settings.momentum,
                 weight_decay=decay,
-                capturable=recorded,
+                capturable=capturable,
             )
 
 

@@ -1,46 +1,68 @@
-"""The whole meta-step recorded once on a GPU and replayed: tasks, gradient, guard, optimiser.
+"""The whole meta-step as one thing to call: tasks, gradient, guard, clip, optimiser.
 
-A replay is one call of the host, which then reads one number: whether all was finite. Where it was
-not, nothing has moved, and the meta-step is taken again as it is without a recording.
+On a GPU it is recorded once and replayed, on a CPU it is one compiled graph. After a call the host
+reads one number: whether all was finite. Where it was not, nothing has moved, and the meta-step is
+taken again as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx  # pyright: ignore[reportUnknownVariableType]
 
 from metarun.ahead import Ahead
 from metarun.batching import COMPILED
 from metarun.chunks import map_meta
+from metarun.compiled import built, first_line, quiet
 from metarun.divergence import finite
+from metarun.formulas import moved
 from metarun.metagradient import MetaGrad, MetaGradient
 from metarun.outer import OuterOptimizer, gradient_norm, learning_rate
 from metarun.tasks import Tasks
 from metarun.trees import apart
 
 WARMING = 3  # runs before the recording, in which libraries allocate what they keep
-Replay = Callable[[], None]
+Step = Callable[..., list[Tensor]]  # of tensors that keep their place, some of which it changes
+Replay = Callable[[], Sequence[Tensor]]
 
 
-def on_cuda(device: torch.device, function: Replay) -> Replay:
+def on_cuda(step: Step, inputs: Sequence[Tensor]) -> Replay:
     """Record what a function does on an NVIDIA GPU; return what does it again."""
-    with torch.cuda.device(device):
+    with torch.cuda.device(inputs[0].device):
         aside, here = torch.cuda.Stream(), torch.cuda.current_stream()
         aside.wait_stream(here)
         with torch.cuda.stream(aside):
             for _ in range(WARMING):
-                function()
+                step(*inputs)
         here.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            function()
-    return graph.replay
+            found = step(*inputs)
+
+    def replay() -> list[Tensor]:
+        graph.replay()
+        return found
+
+    return replay
 
 
-RECORDERS = {"cuda": on_cuda}  # by type of device
+def on_cpu(step: Step, inputs: Sequence[Tensor]) -> Replay:
+    """Compile what a function does on a CPU."""
+    with quiet():
+        graph = make_fx(step)(*inputs)
+    fast = built(graph, inputs)
+
+    def replay() -> Sequence[Tensor]:
+        with torch.no_grad():
+            return fast(*inputs)
+
+    return replay
+
+
+RECORDERS = {"cuda": on_cuda, "cpu": on_cpu}  # by type of device
 
 
 class NotRecordedError(Exception):
@@ -50,58 +72,91 @@ class NotRecordedError(Exception):
 class Recorded:
     """A meta-step that is replayed, for meta-gradients that do not depend on the meta-step.
 
-    The recording moves the meta-parameters and the optimiser's moments in place.
+    It moves the meta-parameters and the optimiser's moments in place. `plain` is the meta-gradient
+    that the recorded one is compared with.
     """
 
-    def __init__(self, meta_grad: MetaGrad, optimizer: OuterOptimizer, ahead: Ahead) -> None:
+    def __init__(
+        self, meta_grad: MetaGrad, plain: MetaGrad, optimizer: OuterOptimizer, ahead: Ahead
+    ) -> None:
         self.meta_grad, self.optimizer, self.ahead = meta_grad, optimizer, ahead
-        self.block, drawn = 0, _stacked(ahead.block(0))
-        self.drawn = drawn  # [B, T, ...] the batches of a block of meta-steps
-        device = drawn.mode.device
+        other = min(1, ahead.steps - 1)  # another meta-step than is recorded
+        wanted = plain(optimizer.meta, ahead.batch(other), other)
+        self.names = [(g, n) for g, some in wanted.gradient.items() for n in some]
+        self.figures = list(wanted.figures)
+        self.moments = optimizer.moments_in_place(wanted.gradient)
+        self.block, self.drawn = 0, Tasks(*(part.clone() for part in ahead.block(0).tensors()))
+        device = self.drawn.support_x.device
         self.index = torch.zeros((), dtype=torch.long, device=device)
-        self.rate = torch.zeros((), device=device)
-        self.moves = torch.zeros((), dtype=torch.bool, device=device)  # not while warming up
-        fresh = not optimizer.torch.state
+        self.rate = torch.zeros((), dtype=torch.float64, device=device)
+        self.moves = torch.zeros((), dtype=torch.bool, device=device)  # not while recording
         try:
-            self.replay = RECORDERS[device.type](device, self._step)
+            self.replay = RECORDERS[device.type](self._step, self._inputs())
         except Exception as error:  # whatever a driver, a compiler or an allocator can raise
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise NotRecordedError(f"{type(error).__name__}: {lines[0][:120]}") from error
-        if fresh:  # the moments that warming up made are those of no step
-            for moment in optimizer.moments_in_place():
-                moment.zero_()
-        self._check()
-        self.moves.fill_(True)
+            raise NotRecordedError(first_line(error)) from error
+        difference = apart(self.look(other).gradient, wanted.gradient)
+        if not difference <= COMPILED[wanted.losses.dtype]:
+            raise NotRecordedError(f"its meta-gradient is {difference:.1e} from the other's")
 
     def take(self, step: int, done: float) -> tuple[MetaGradient, Tensor] | None:
         """Take a meta-step; return what was found and its norm, or None where nothing moved."""
+        self.rate.fill_(learning_rate(self.optimizer.settings, done))
+        self.moves.fill_(True)
+        fine, norm, found = self._found(step)
+        return (found, norm) if fine else None
+
+    def look(self, step: int) -> MetaGradient:
+        """Return what a meta-step finds, and move nothing."""
+        self.moves.fill_(False)
+        return self._found(step)[2]
+
+    def _found(self, step: int) -> tuple[Tensor, Tensor, MetaGradient]:
         block, index = divmod(step, self.ahead.steps)
         if block != self.block:
-            self._load(block)
+            for place, drawn in zip(
+                self.drawn.tensors(), self.ahead.block(block).tensors(), strict=True
+            ):
+                place.copy_(drawn)
+            self.block = block
         self.index.fill_(index)
-        self.rate.fill_(learning_rate(self.optimizer.settings, done))
-        self.replay()
-        return (self.found, self.norm) if self.fine else None
+        fine, norm, losses, *rest = self.replay()
+        figures = dict(zip(self.figures, rest, strict=False))
+        gradient = self._named(rest[len(figures) :])
+        return fine, norm, MetaGradient(gradient, losses, figures)
 
-    def _step(self) -> None:
-        """Do what is recorded; all that it reads and leaves keeps its place in memory."""
-        found = self.meta_grad(self.optimizer.meta, self._tasks(), 0)
+    def _inputs(self) -> list[Tensor]:
+        """Return all that the step reads and changes, each of which keeps its place in memory."""
+        moments = [value for some in self.moments for value in some.values()]
+        changing = [*self.optimizer.values, *moments]
+        return [*changing, *self.drawn.tensors(), self.index, self.rate, self.moves]
+
+    def _step(self, *inputs: Tensor) -> list[Tensor]:
+        """Do what is recorded."""
+        left = iter(inputs)
+        meta = {g: {n: next(left) for n in some} for g, some in self.optimizer.meta.items()}
+        moments = [{key: next(left) for key in some} for some in self.moments]
+        *drawn, index, rate, moves = left
+        tasks = Tasks(*(tensor.index_select(0, index.view(1))[0] for tensor in drawn))
+        found = self.meta_grad(meta, tasks, 0)
         norm = gradient_norm(found.gradient)
-        self.fine = finite(found, norm)
-        go = self.fine & self.moves
-        values = [self.optimizer.meta[g][n] for g, some in found.gradient.items() for n in some]
-        moments = self.optimizer.moments_in_place()
-        before = [value.clone() for value in (*values, *moments)]
-        self.optimizer.move(self._clipped(found, norm), 1.0)
-        for value, old in zip(values, before, strict=False):
-            # Every optimiser moves a parameter in proportion to its rate, which changes.
-            value.copy_(torch.where(go, torch.lerp(old, value, self.rate.to(value.dtype)), old))
-        for moment, old in zip(moments, before[len(values) :], strict=True):
-            moment.copy_(torch.where(go, moment, old))
+        fine = finite(found, norm)
+        go = fine & moves
+
+        def put(place: Tensor, value: Tensor) -> None:
+            place.copy_(torch.where(go, value, place))
+
+        gradient = self._clipped(found, norm)
+        for (group, name), own in zip(self.names, moments, strict=True):
+            pull, place = gradient[group][name], meta[group][name]
+            value, after = moved(self.optimizer.settings, place, pull, own, rate)
+            put(place, value)
+            for key, moment in after.items():
+                put(own[key], moment)
         for group, params in found.shift.items():
             for name, value in params.items():
-                self.optimizer.meta[group][name] += torch.where(go, value, 0.0)
-        self.found, self.norm = found, norm
+                put(meta[group][name], meta[group][name] + value)
+        pulls = [found.gradient[group][name] for group, name in self.names]
+        return [fine, norm, found.losses, *found.figures.values(), *pulls]
 
     def _clipped(self, found: MetaGradient, norm: Tensor) -> dict[str, dict[str, Tensor]]:
         largest = self.optimizer.settings.clip
@@ -110,31 +165,8 @@ class Recorded:
         factor = (largest / norm).clamp(max=1.0)
         return map_meta(lambda value: value * factor.to(value.dtype), found.gradient)
 
-    def _tasks(self) -> Tasks:
-        index = self.index.view(1)
-        return Tasks(*(tensor.index_select(0, index)[0] for tensor in _tensors(self.drawn)))
-
-    def _load(self, block: int) -> None:
-        for static, tensor in zip(
-            _tensors(self.drawn), _tensors(_stacked(self.ahead.block(block))), strict=True
-        ):
-            static.copy_(tensor)
-        self.block = block
-
-    def _check(self) -> None:
-        """Replay another meta-step than was recorded, and compare it with one that was not."""
-        other = min(1, self.ahead.steps - 1)
-        self.index.fill_(other)
-        self.replay()
-        plain = self.meta_grad(self.optimizer.meta, self.ahead.batch(other), other)
-        difference = apart(self.found.gradient, plain.gradient)
-        if not difference <= COMPILED[plain.losses.dtype]:
-            raise NotRecordedError(f"its meta-gradient is {difference:.1e} from the other's")
-
-
-def _tensors(tasks: Tasks) -> list[Tensor]:
-    return [getattr(tasks, field.name) for field in fields(tasks)]
-
-
-def _stacked(batches: list[Tasks]) -> Tasks:
-    return Tasks(*(torch.stack(parts) for parts in zip(*map(_tensors, batches), strict=True)))
+    def _named(self, pulls: Sequence[Tensor]) -> dict[str, dict[str, Tensor]]:
+        gradient: dict[str, dict[str, Tensor]] = {}
+        for (group, name), pull in zip(self.names, pulls, strict=True):
+            gradient.setdefault(group, {})[name] = pull
+        return gradient

@@ -25,20 +25,27 @@ class Tasks:
     mode: Tensor  # [T] which family the task came from: for metrics and oracles, never an input
 
     def __post_init__(self) -> None:
-        tensors = (self.support_x, self.support_y, self.query_x, self.query_y, self.mode)
-        if len({tensor.shape[0] for tensor in tensors}) != 1:
+        if len({tensor.shape[0] for tensor in self.tensors()}) != 1:
             sizes = {f.name: getattr(self, f.name).shape[0] for f in fields(self)}
             raise DataError(f"tasks disagree on how many they are: {sizes}")
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return all that a batch is, in the order of its fields."""
+        return (self.support_x, self.support_y, self.query_x, self.query_y, self.mode)
 
     def __len__(self) -> int:
         return self.support_x.shape[0]
 
-    def __getitem__(self, which: slice | Tensor) -> Tasks:
-        return Tasks(*(getattr(self, f.name)[which] for f in fields(self)))
+    def __getitem__(self, which: int | slice | Tensor) -> Tasks:
+        return Tasks(*(tensor[which] for tensor in self.tensors()))
+
+    def blocks(self, size: int) -> Tasks:
+        """Return the same as batches of `size` tasks, [B, size, ...]; an index gives a batch."""
+        return Tasks(*(tensor.unflatten(0, (-1, size)) for tensor in self.tensors()))
 
     def chunks(self, size: int) -> Iterator[Tasks]:
         """Yield the batch in its own order, at most `size` tasks at a time."""
-        for parts in zip(*(getattr(self, f.name).split(size) for f in fields(self)), strict=True):
+        for parts in zip(*(tensor.split(size) for tensor in self.tensors()), strict=True):
             yield Tasks(*parts)
 
     def to(self, dtype: torch.dtype) -> Tasks:
@@ -51,6 +58,6 @@ class Tasks:
         return replace(self, **cast)
 
 
-def examples_as_task(x: Tensor, y: Tensor) -> Tasks:
-    """Wrap labelled examples as one task whose query holds them all; its support is empty."""
-    return Tasks(x[None, :0], y[None, :0], x[None], y[None], torch.zeros(1, dtype=torch.long))
+def examples_as_tasks(x: Tensor, y: Tensor) -> Tasks:
+    """Wrap labelled examples, [T, n, ...] each, as the queries of tasks without a support."""
+    return Tasks(x[:, :0], y[:, :0], x, y, torch.zeros(len(x), dtype=torch.long, device=x.device))

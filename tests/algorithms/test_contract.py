@@ -10,7 +10,7 @@ from oracles import DOUBLE, MODELS, distance, finite_difference, image_tasks, no
 from metarun.algorithms.base import MetaAlgorithm
 from metarun.chunks import in_chunks, map_meta
 from metarun.problem import Meta
-from metarun.tasks import Tasks, examples_as_task
+from metarun.tasks import Tasks, examples_as_tasks
 
 TRAINED = [case for case in CASES if case.name != "scratch"]
 CLOSED_FORMS = ("protonet", "protonet-cosine", "r2d2", "logreg", "centroid")  # nothing moves
@@ -49,7 +49,7 @@ def batch_for(algorithm: MetaAlgorithm, model: str, count: int = 3) -> Tasks:
     if algorithm.batches == "tasks":
         return tasks
     x = tasks.query_x.flatten(0, 1)
-    return examples_as_task(x, torch.arange(len(x)) % 7)
+    return examples_as_tasks(x[None], torch.arange(len(x))[None] % 7)
 
 
 @pytest.mark.parametrize(("case", "model"), PAIRS)

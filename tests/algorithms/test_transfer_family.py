@@ -26,7 +26,7 @@ from metarun.lbfgs import minimise
 from metarun.parallel import Workers
 from metarun.problem import Problem
 from metarun.run import run_job
-from metarun.tasks import examples_as_task
+from metarun.tasks import examples_as_tasks
 
 ON = problem("mlp")
 TASKS = image_tasks("mlp", shots=3)
@@ -120,7 +120,7 @@ def test_the_mean_of_the_training_features_is_followed() -> None:
     algorithm = centroid(ON, **SIMPLE)
     meta = started(algorithm)
     x = TASKS.query_x.flatten(0, 1)
-    found = algorithm.meta_grad(meta, examples_as_task(x, torch.arange(len(x)) % 7), 0)
+    found = algorithm.meta_grad(meta, examples_as_tasks(x[None], torch.arange(len(x))[None] % 7), 0)
     expected = 0.25 * ON.features(ON.initial(), x).mean(0)
     torch.testing.assert_close(found.shift["mean"]["features"], expected)
     assert "mean" not in found.gradient
@@ -143,7 +143,7 @@ def test_baselinepp_pre_trains_under_cosines_scaled_by_the_number_of_classes(
     algorithm = baselinepp(Problem(ON.model, ON.kind, classes), head="random", **COSINES)
     meta = started(algorithm)
     x, y = TASKS.query_x.flatten(0, 1), torch.arange(18) * 11
-    found = algorithm.meta_grad(meta, examples_as_task(x, y), 0)
+    found = algorithm.meta_grad(meta, examples_as_tasks(x[None], y[None]), 0)
     head = Cosine(ON.model.width, classes, scale).double()
     outputs = functional_call(head, meta["base"], (ON.features(ON.initial(), x),))
     torch.testing.assert_close(found.losses[0], F.cross_entropy(outputs, y))

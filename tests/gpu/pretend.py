@@ -8,7 +8,7 @@ a process of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -55,15 +55,22 @@ class Graph:
                     place.copy_(value)
 
 
-def record(device: torch.device, function: Callable[[], None]) -> Callable[[], None]:
+def record(
+    step: Callable[..., list[Tensor]], inputs: Sequence[Tensor]
+) -> Callable[[], Sequence[Tensor]]:
     """Stand in for `metarun.recorded.on_cuda`."""
-    function()
+    step(*inputs)
     graph = Graph.now = Graph()
     try:
-        function()
+        found = step(*inputs)
     finally:
         Graph.now = None
-    return graph.replay
+
+    def replay() -> list[Tensor]:
+        graph.replay()
+        return found
+
+    return replay
 
 
 class There(Tensor):

@@ -16,6 +16,7 @@ import torch
 from child import WORDS, experiment
 from tiny import Log
 
+from metarun import compiled
 from metarun.ahead import Ahead
 from metarun.assemble import Experiment
 from metarun.batching import settle
@@ -30,7 +31,7 @@ from metarun.tasks import Tasks
 from metarun.train import train
 
 RECORDERS[pretend.NAME] = pretend.record
-torch.compile = lambda graph: graph  # what it makes of a graph on a GPU is not looked at here
+compiled.built = lambda graph, inputs: graph  # what a compiler makes of it is not looked at here
 BAD = 6 * 2 + 3  # a task of meta-step 2
 
 
@@ -106,9 +107,9 @@ def refusals() -> dict[str, str]:
 def refused(ready: Experiment, meta_grad: Any) -> str:
     """Return the refusal, or nothing."""
     meta = ready.initial()
-    optimizer = OuterOptimizer(ready.outer, meta, recorded=True)
+    optimizer = OuterOptimizer(ready.outer, meta, capturable=True)
     try:
-        Recorded(meta_grad, optimizer, Ahead(ready))
+        Recorded(meta_grad, meta_grad, optimizer, Ahead(ready))
     except NotRecordedError as error:
         return str(error)
     return ""

@@ -14,7 +14,7 @@ from tiny import tiny, tiny_config
 from metarun import batching
 from metarun.assemble import Experiment, assemble
 from metarun.batching import settle
-from metarun.compiled import NotCompiledError, compiled
+from metarun.compiled import Graph, NotCompiledError
 from metarun.config import check, compose_job
 from metarun.cost import flops_per_meta_step
 from metarun.errors import ConfigError
@@ -183,13 +183,7 @@ def test_what_would_pay_and_cannot_be_runs_as_it_is_without_a_word(
 
 @pytest.mark.slow
 def test_one_graph_gives_the_same_and_other_shapes_run_as_they_are() -> None:
-    experiment = tiny(
-        "algo=clustered",
-        "algo.starts=2",
-        "algo.warm_up=0",
-        "algo.restart=0",
-        "hardware.compile=true",
-    )
+    experiment = tiny("algo=fomaml", "hardware.compile=true", "hardware.chunk=2")
     meta = experiment.initial()
     settled, choice = settle(experiment, meta)
     assert choice.compiled == "yes"
@@ -198,11 +192,10 @@ def test_one_graph_gives_the_same_and_other_shapes_run_as_they_are() -> None:
     plain, fast = experiment.algorithm.meta_grad, settled.algorithm.meta_grad
     assert plain is not None
     assert fast is not None
-    for tasks in (experiment.batch(3), experiment.batch(3)[:3]):
+    for tasks in (experiment.batch(3)[:2], experiment.batch(3)[:3]):
         found, wanted = fast(meta, tasks, 3), plain(meta, tasks, 3)
         assert apart(found.gradient, wanted.gradient) < 1e-5
         torch.testing.assert_close(found.losses, wanted.losses)
-        torch.testing.assert_close(found.shift["usage"], wanted.shift["usage"])
 
 
 def test_what_depends_on_the_meta_step_or_on_numbers_is_not_compiled(
@@ -225,9 +218,11 @@ def test_what_depends_on_the_meta_step_or_on_numbers_is_not_compiled(
         return found if bool(found.losses.mean() > 0) else found._replace(losses=-found.losses)
 
     with pytest.raises(NotCompiledError, match="it depends on the meta-step"):
-        compiled(aging, meta, tasks)
+        Graph(aging, meta, tasks)
     with pytest.raises(NotCompiledError):
-        compiled(looking, meta, tasks)
+        Graph(looking, meta, tasks)
+    monkeypatch.setattr(torch._inductor, "compile", lambda graph, inputs: graph)
+    Graph(plain, meta, tasks)(meta, tasks, 0)
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(code_cache() / "inductor")
 
 

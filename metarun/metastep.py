@@ -12,6 +12,7 @@ from metarun import console
 from metarun.ahead import Ahead
 from metarun.assemble import Experiment
 from metarun.chunks import in_chunks
+from metarun.crew import Crew
 from metarun.divergence import diagnose, is_finite, without_bad_tasks
 from metarun.errors import DivergedError
 from metarun.metagradient import MetaGradient
@@ -26,8 +27,11 @@ Record = Callable[[str, int, dict[str, Any]], None]
 class MetaSteps:
     """Takes meta-steps, and knows the optimiser that they move."""
 
-    def __init__(self, experiment: Experiment, state: State, record: Record) -> None:
+    def __init__(
+        self, experiment: Experiment, state: State, record: Record, crew: Crew | None = None
+    ) -> None:
         self.experiment, self.state, self.record = experiment, state, record
+        self.crew = crew
         hardware = experiment.hardware
         recorded = hardware.graph and hardware.device.type in RECORDERS
         self.optimizer = OuterOptimizer(experiment.outer, state.meta, recorded=recorded)
@@ -79,9 +83,12 @@ class MetaSteps:
         algorithm, outer = experiment.algorithm, experiment.outer
         assert algorithm.meta_grad is not None
         chunk = state.chunk or experiment.tasks_at_once()
-        found, fitted = in_chunks(
-            algorithm.meta_grad, state.meta, tasks, state.step, chunk, experiment.workers
-        )
+        if self.crew is not None:
+            found, fitted = self.crew.meta_gradient(state.meta, tasks, state.step, chunk)
+        else:
+            found, fitted = in_chunks(
+                algorithm.meta_grad, state.meta, tasks, state.step, chunk, experiment.workers
+            )
         if fitted < min(chunk, len(tasks)):
             state.chunk = fitted
         norm = gradient_norm(found.gradient)

@@ -220,6 +220,17 @@ def test_a_helper_short_of_memory_halves_for_all_or_says_so(
         trained(*words, "hardware.processes=2")
 
 
+def test_a_helper_without_room_to_start_says_so(
+    threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: object) -> None:
+        raise torch.OutOfMemoryError(NO_ROOM)
+
+    monkeypatch.setattr(helper, "assemble", no_room)
+    with pytest.raises(MemoryExhaustedError, match=r"in process 2 of 2 \(cpu\): what a run needs"):
+        trained(*TINY, *SHORT, "hardware.processes=2")
+
+
 def test_a_fault_in_a_helper_is_one_of_the_run_with_its_traceback(
     threads: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,6 +45,7 @@ ON_TASKS = (
     *("cavia", "metasgd", "mamlpp", "alfa", "metacurvature", "adapters", "clustered", "mixture"),
     *("mmaml", "tsamaml", "multi_maml", "r2d2"),
 )
+FAST = ("maml", "reptile", "clustered", "tsamaml")
 SGD = ("outer.optimizer=sgd", "outer.lr=0.01")  # Adam makes full steps of roundings of zero
 EXACT = ("hardware.dtype=float64", *SGD)
 SHORT = ("budget.total=8", "validation.every=8", "validation.tasks=2")
@@ -103,7 +104,10 @@ def without_clock(log: Log) -> list[tuple[str, int, dict[str, Any]]]:
     ]
 
 
-@pytest.mark.parametrize("algo", ON_TASKS)
+@pytest.mark.parametrize(
+    "algo",
+    [one if one in FAST else pytest.param(one, marks=pytest.mark.slow) for one in ON_TASKS],
+)
 def test_training_is_that_of_one_process(algo: str, threads: None) -> None:
     words = (*TINY, f"algo={algo}", *FEW.get(f"algo={algo}", ()), *EXACT, *SHORT)
     plain, log = trained(*words)

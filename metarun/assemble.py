@@ -139,7 +139,9 @@ class Experiment:
         """Return how many tasks run together on this hardware."""
         queries = self.task.test_queries if split == "test" else self.task.queries
         size = self.task.ways * prod(self.source.features)
-        batch = self.outer.batch if split == "train" else self.test.tasks
+        batch = self.test.tasks
+        if split == "train":
+            batch = -(-self.outer.batch // self.hardware.processes)
         numbers = size * (self.task.shots + queries)
         if split == "train" and self.hardware.way == "batched" and size * queries >= ALONE:
             # These are taken one task at a time; the support alone decides, worth a thread or not.
@@ -193,6 +195,9 @@ def assemble(checked: Checked, data_root: Path) -> Experiment:
     if algorithm.meta_grad is None:  # nothing is trained, so nothing is rounded
         hardware = replace(hardware, precision="full")
     _check_turn(algorithm, sections["budget"])
+    settings = checked.parts["hardware"].values
+    batch = sections["outer"].batch if algorithm.meta_grad else 1  # nothing is trained: no sharing
+    hardware = hardware.sharing(settings, batch, _unshared(checked, algorithm))
     rows = sections["outer"].batch * task.rows
     graph = pays(problem.model, rows, sections["budget"], hardware.device)
     hardware = hardware.running(kernel_blocks(problem.model), graph)
@@ -241,6 +246,16 @@ def _check_turn(algorithm: MetaAlgorithm, budget: Budget) -> None:
             f"algo.warm_up: {turn.step} meta-steps, and the budget ends before the phase after "
             f"them; give fewer, or a budget.total above {turn.step} (here {budget.total:g})"
         )
+
+
+def _unshared(checked: Checked, algorithm: MetaAlgorithm) -> str | None:
+    """Return why the tasks of a meta-step cannot be shared out, or None."""
+    name = checked.parts["algo"].name
+    if algorithm.batches == "examples":
+        return f"algo={name} trains on batches of examples, whose statistics belong together"
+    if checked.parts["hardware"].values["compile"] is True:
+        return "hardware.compile=true is of one process"
+    return None
 
 
 _SECTIONS = ("task", "outer", "budget", "validation", "test", "checkpoints")

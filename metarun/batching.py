@@ -90,6 +90,8 @@ def _on_tasks(experiment: Experiment) -> bool:
 
 
 def _why_not_compiled(hardware: Hardware) -> str:
+    if hardware.processes > 1:
+        return "several processes share the work"
     return "would not pay" if hardware.compile == "auto" else "not asked for"
 
 
@@ -135,14 +137,15 @@ def _fitting(experiment: Experiment, meta: Meta) -> tuple[Experiment, str, bool]
     """Take fewer tasks at once, or fewer threads, where memory does not suffice for the rule's."""
     meta_grad, workers = experiment.algorithm.meta_grad, experiment.workers
     assert meta_grad is not None
-    tasks = experiment.batch(0)
+    processes = experiment.hardware.processes
+    tasks = experiment.batch(0)[: -(-experiment.outer.batch // processes)]
     chunk = min(experiment.tasks_at_once(), len(tasks))
     side_by_side = min(workers.count, -(-len(tasks) // chunk))
 
     def attempt(size: int) -> None:
         in_chunks(meta_grad, meta, tasks[:size], 0, size)
 
-    found = fit(attempt, chunk, side_by_side, experiment.hardware.device)
+    found = fit(attempt, chunk, side_by_side, experiment.hardware.device, processes)
     if (found.chunk, found.workers) == (chunk, side_by_side):
         return experiment, found.needed, False
     console.warn(

@@ -106,14 +106,19 @@ def _mean(
     def compute(some: Tasks) -> MetaGradient:
         return meta_grad(meta, some, step)
 
+    return joined(workers.map(compute, tasks.chunks(chunk)), len(tasks))
+
+
+def joined(found: Iterable[MetaGradient], count: int) -> MetaGradient:
+    """Put the means over parts of `count` tasks together, in their order, to that over all."""
     gradient: Meta | None = None
     shift: Meta | None = None
     parts: list[MetaGradient] = []
-    for found in workers.map(compute, tasks.chunks(chunk)):
-        share = len(found.losses) / len(tasks)
-        gradient = _add(gradient, found.gradient, share)
-        shift = _add(shift, found.shift, share)
-        parts.append(found._replace(gradient={}, shift={}))
+    for part in found:
+        share = len(part.losses) / count
+        gradient = _add(gradient, part.gradient, share)
+        shift = _add(shift, part.shift, share)
+        parts.append(part._replace(gradient={}, shift={}))
     figures = {k: torch.cat([part.figures[k] for part in parts]) for k in parts[0].figures}
     losses = torch.cat([part.losses for part in parts])
     return MetaGradient(gradient or {}, losses, figures, shift or {})

@@ -47,6 +47,10 @@ class MemoryExhaustedError(MetarunError):
     exit_code = 6
 
 
+class LostError(MetarunError):
+    """A process that helped the run has died."""
+
+
 class InUseError(MetarunError):
     """Another living process owns the run folder."""
 

@@ -52,7 +52,8 @@ def main(argv: list[str]) -> int:
                 f"{group}: cannot be changed after training; evaluate takes dataset, task, test "
                 "and hardware settings"
             )
-    experiment = assemble(check(config), data_root())
+    alone = {**config, "hardware": {**config["hardware"], "processes": 1}}
+    experiment = assemble(check(alone), data_root())
     vault = Vault(folder, trained, experiment)
     meta, here = vault.best(), experiment.initial()
     if any(here["params"][name].shape != value.shape for name, value in meta["params"].items()):

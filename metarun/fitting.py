@@ -43,16 +43,24 @@ class Fit(NamedTuple):
         return f"{', '.join(some)}, and {self.free / 2**20:,.0f} MiB are free"
 
 
-def fit(attempt: Callable[[int], object], chunk: int, workers: int, device: torch.device) -> Fit:
+def fit(
+    attempt: Callable[[int], object],
+    chunk: int,
+    workers: int,
+    device: torch.device,
+    processes: int = 1,
+) -> Fit:
     """Find how many tasks at once, `chunk` at most, fit into a part of the free memory.
 
     `attempt` computes the meta-gradient of so many tasks. One and two tell what a task needs; when
     all would not fit, their number is doubled as long as the next are reckoned to fit. Where even
-    one a thread would not, there is one thread. Where memory cannot be measured, all fit.
+    one a thread would not, there is one thread. Where memory cannot be measured, all fit. So many
+    processes share a CPU's memory.
     """
     meter, free, tried = _meter(device), free_memory(device), dict[int, int]()
     if meter is None or free is None:
         return Fit(chunk, workers, tried, 0)
+    free = free // processes if device.type == "cpu" else free
     room, size = PART * free, 1
     while True:
         tried[size] = meter(lambda size=size: attempt(size))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Annotated, Any, Literal
@@ -35,7 +36,8 @@ class Hardware:
     dtype: torch.dtype
     batching: Batching  # as asked for
     chunk: int | None  # tasks at once, as asked for
-    cores: int  # of the CPU, to be used in all
+    cores: int  # of the CPU, to be used by each process
+    processes: int = 1  # that share out a meta-step's tasks; see `sharing`
     compile: Compile = False  # as asked for: one graph of the meta-step
     precision: Precision = "full"  # of the query's products
     way: Way = "vmap"  # how a batch of tasks is run; see `running`
@@ -47,6 +49,32 @@ class Hardware:
         """Return the ways that a model may be run in, given whether it runs by kernels."""
         return ("loop", "vmap", "batched") if self.way == "batched" else ("loop", "vmap")
 
+    def sharing(self, asked: Mapping[str, Any], batch: int, unshared: str | None) -> Hardware:
+        """Decide how many processes share out a batch of tasks, and the cores of each.
+
+        `asked` are the settings that this was resolved from; where they leave the number open,
+        what is `unshared`, for that reason, is computed by one process.
+
+        Raises:
+            ConfigError: several are asked for, and the work cannot be shared.
+        """
+        processes = min(self.processes, batch)
+        if processes > 1 and unshared:
+            if asked.get("processes") is not None:
+                raise ConfigError(
+                    f"hardware.processes: {processes} cannot share this run's work: {unshared}; "
+                    "use hardware.processes=1"
+                )
+            _warn(f"hardware.processes: {unshared}; running in one process")
+            processes = 1
+        cores, there = self.cores, len(os.sched_getaffinity(0))
+        if asked.get("threads") is None:
+            cores = max(1, cores // processes)
+        elif processes > 1 and cores * processes > there:
+            _warn(f"hardware.threads: {cores} in each of {processes} processes, on {there} cores")
+        torch.set_num_threads(cores)
+        return replace(self, processes=processes, cores=cores)
+
     def running(self, blocks: int, pays: bool = False) -> Hardware:
         """Decide the way for a model of which so many blocks have kernels; a rule, not a race.
 
@@ -55,7 +83,7 @@ class Hardware:
         Raises:
             ConfigError: `batched` was asked for and there is nothing to run so.
         """
-        left_open = pays and self.batching == "auto"
+        left_open = pays and self.batching == "auto" and self.processes == 1
         found = replace(self, graph=left_open if self.compile == "auto" else self.compile)
         without = found._without_kernels(blocks)
         if self.batching == "batched" and without:
@@ -107,6 +135,7 @@ class Hardware:
             "device": str(self.device),
             "name": name,
             "threads": self.cores,
+            "processes": self.processes,
             "dtype": str(self.dtype).removeprefix("torch."),
             "batching": self.way,
             "precision": self.precision,
@@ -124,13 +153,14 @@ def hardware(
     batching: Batching,
     chunk: Annotated[int, Field(ge=1)] | None,
     compile: Compile,
+    processes: Annotated[int, Field(ge=1)] | None = 1,
 ) -> Hardware:
     """Resolve the choices on this machine.
 
-    How tasks are run is decided when there is a model; see `Hardware.running`.
+    How tasks are run is decided when there is a model; see `Hardware.running` and `sharing`.
 
     Raises:
-        ConfigError: the device is not there.
+        ConfigError: the device is not there, or too few of its kind for so many processes.
     """
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(
@@ -145,6 +175,7 @@ def hardware(
             f"hardware.device: {device} was asked for and there are "
             f"{torch.cuda.device_count()} GPUs, counted from cuda:0"
         )
+    processes = _processes(processes, found)
     _check_precision(precision, dtype, found)
     tensor_float("ieee")
     cores, there = threads or _cores(), len(os.sched_getaffinity(0))
@@ -160,7 +191,28 @@ def hardware(
         cores=cores,
         compile=compile,
         precision=precision,
+        processes=processes,
     )
+
+
+def _processes(asked: int | None, device: torch.device) -> int:
+    """Return how many processes there are to be: one a GPU, or as many as were asked for."""
+    if device.type == "cpu":  # whose cores threads fill as well
+        return asked or 1
+    if str(device) != device.type:  # one of several is named
+        if asked is not None and asked > 1:
+            raise ConfigError(
+                f"hardware.processes: {asked} need a GPU each, and hardware.device={device} is "
+                "one; use hardware.device=cuda"
+            )
+        return 1
+    there = torch.cuda.device_count()
+    if asked is not None and asked > there:
+        raise ConfigError(
+            f"hardware.processes: {asked} need a GPU each, and there are {there}; use "
+            f"hardware.processes={there} or null"
+        )
+    return asked or there
 
 
 def _cores() -> int:

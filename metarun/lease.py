@@ -63,12 +63,12 @@ def listed_devices(listing: str) -> list[str]:
 
 @contextmanager
 def lease(
-    names: Sequence[str], share: int, folder: Path | None = None
-) -> Generator[tuple[str, int]]:
-    """Hold one of the devices, each of which serves `share` holders; wait until one is free.
+    names: Sequence[str], share: int, folder: Path | None = None, count: int = 1
+) -> Generator[dict[str, int]]:
+    """Hold some of the devices, each of which serves `share` holders; wait until all are free.
 
-    Yields its name and the descriptor of the lock. The kernel frees the lock once every process
-    that has the descriptor is dead, so a device can neither be lost nor given twice.
+    Yields the descriptors of the locks by the devices' names. The kernel frees a lock once every
+    process that has the descriptor is dead, so a device can neither be lost nor given twice.
 
     Raises:
         StorageError: the folder of the locks, by default one for the whole machine, is unusable.
@@ -76,16 +76,16 @@ def lease(
     folder = folder or Path(tempfile.gettempdir(), "metarun-leases")
     slots = [(name, f"{name.replace('/', '_')}.{k}") for k in range(share) for name in names]
     try:
-        name, held = _take(slots, folder)
+        held = _take(slots, folder, count)
     except OSError as error:
         raise StorageError(
             f"{folder}: {error.strerror}; the leases of GPUs need a folder that all users can "
             "write, so set TMPDIR, or launch.lease=0"
         ) from error
     try:
-        yield name, held
+        yield held
     finally:
-        os.close(held)
+        _let_go(held)
 
 
 @contextmanager
@@ -94,14 +94,16 @@ def granted(
 ) -> Generator[Grant]:
     """Hold what a job with these `launch` and `hardware` settings may use.
 
-    A GPU of its own where there are some and the job may use them; else, with several workers and
-    no thread count given anywhere, an equal part of the cores.
+    A GPU of its own, or one a process, where there are some and the job may use them; else, with
+    several workers and no thread count given anywhere, an equal part of the cores.
     """
     device, workers = str(hardware.get("device", "auto")), int(launch["workers"])
     names = devices() if launch["lease"] and device in ("auto", "cuda") else []
     if names:
-        with lease(names, int(launch["lease"]), folder) as (name, held):
-            yield Grant({"CUDA_VISIBLE_DEVICES": name}, (held,), {"device": name})
+        count = min(int(hardware.get("processes", 1) or len(names)), len(names))
+        with lease(names, int(launch["lease"]), folder, count) as held:
+            device = ",".join(held)
+            yield Grant({"CUDA_VISIBLE_DEVICES": device}, tuple(held.values()), {"device": device})
     elif workers > 1 and not (hardware.get("threads") or os.environ.get("OMP_NUM_THREADS")):
         threads = max(1, len(os.sched_getaffinity(0)) // workers)
         yield Grant({"OMP_NUM_THREADS": str(threads)}, (), {"threads": threads})
@@ -109,20 +111,32 @@ def granted(
         yield Grant({}, (), {})
 
 
-def _take(slots: Sequence[tuple[str, str]], folder: Path) -> tuple[str, int]:
+def _take(slots: Sequence[tuple[str, str]], folder: Path, count: int) -> dict[str, int]:
+    """Lock `count` devices, all or none: who waits for another must hold nothing."""
     folder.mkdir(parents=True, exist_ok=True)
     if folder.stat().st_uid == os.getuid():
         folder.chmod(0o1777)
     while True:
+        taken: dict[str, int] = {}
         for name, slot in slots:
+            if name in taken:
+                continue
             held = _opened(folder / slot)
             try:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 os.close(held)
-            else:
-                return name, held
+                continue
+            taken[name] = held
+            if len(taken) == count:
+                return taken
+        _let_go(taken)
         time.sleep(POLL_S)
+
+
+def _let_go(held: Mapping[str, int]) -> None:
+    for descriptor in held.values():
+        os.close(descriptor)
 
 
 def _opened(path: Path) -> int:

@@ -13,6 +13,7 @@ from metarun.ahead import Ahead
 from metarun.assemble import Experiment
 from metarun.chunks import in_chunks
 from metarun.compiled import Graph
+from metarun.crew import Crew
 from metarun.divergence import diagnose, is_finite, without_bad_tasks
 from metarun.errors import DivergedError
 from metarun.metagradient import MetaGradient
@@ -27,8 +28,11 @@ Record = Callable[[str, int, dict[str, Any]], None]
 class MetaSteps:
     """Takes meta-steps, and knows the optimiser that they move."""
 
-    def __init__(self, experiment: Experiment, state: State, record: Record) -> None:
+    def __init__(
+        self, experiment: Experiment, state: State, record: Record, crew: Crew | None = None
+    ) -> None:
         self.experiment, self.state, self.record = experiment, state, record
+        self.crew = crew
         graph, device = experiment.hardware.graph, experiment.hardware.device.type
         there = graph and device != "cpu"  # where a recording counts the optimiser's steps
         self.optimizer = OuterOptimizer(experiment.outer, state.meta, capturable=there)
@@ -122,9 +126,12 @@ class MetaSteps:
         experiment, state = self.experiment, self.state
         assert self.meta_grad is not None
         chunk = state.chunk or experiment.tasks_at_once()
-        found, fitted = in_chunks(
-            self.meta_grad, state.meta, tasks, state.step, chunk, experiment.workers
-        )
+        if self.crew is not None:
+            found, fitted = self.crew.meta_gradient(state.meta, tasks, state.step, chunk)
+        else:
+            found, fitted = in_chunks(
+                self.meta_grad, state.meta, tasks, state.step, chunk, experiment.workers
+            )
         if fitted < min(chunk, len(tasks)):
             state.chunk = fitted
         return found, fitted

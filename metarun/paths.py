@@ -15,6 +15,7 @@ from metarun.nearest import did_you_mean
 
 MARK = Path("hydra") / "help" / "metarun.yaml"  # tells our conf/ from any other folder called so
 NO_EFFECT = ("tracking", "launch", "search", "name", "choices", "suggest", "checkpoints")
+ALIKE = {"hardware": ("processes",)}  # settings that do not count in groups that do
 DIGITS = 8  # of a digest in a folder's name
 MOST_DIFFERENCES = 3  # that an error lists
 
@@ -78,16 +79,24 @@ def config_digest(config: Mapping[str, Any]) -> str:
     """Return the SHA-256, in hexadecimal, of the settings that can change a result.
 
     It is taken over JSON with sorted keys. Tracking, launching, search, the name, the names of
-    options, `suggest` (it acts only through the settings that refer to it) and how often
-    checkpoints are written do not count, and 1.0 is the same as 1.
+    options, `suggest` (it acts only through the settings that refer to it), how often checkpoints
+    are written and how many processes share the work do not count, and 1.0 is the same as 1.
     """
-    counted = {key: _plain(value) for key, value in config.items() if key not in NO_EFFECT}
+    counted = _plain(_counted(config))
     return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that count in the digest, under dotted keys."""
-    return dict(_leaves({key: v for key, v in config.items() if key not in NO_EFFECT}, ""))
+    return dict(_leaves(_counted(config), ""))
+
+
+def _counted(config: Mapping[str, Any]) -> dict[str, Any]:
+    counted = {key: value for key, value in config.items() if key not in NO_EFFECT}
+    for group, alike in ALIKE.items():
+        if isinstance(counted.get(group), Mapping):
+            counted[group] = {k: v for k, v in counted[group].items() if k not in alike}
+    return counted
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

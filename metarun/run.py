@@ -14,6 +14,7 @@ from metarun.batching import settle
 from metarun.chunks import memory_told
 from metarun.config import Checked, check
 from metarun.cost import flops_per_meta_step
+from metarun.crew import crew
 from metarun.data.fetch import data_root
 from metarun.errors import ConfigError, DivergedError, MetarunError
 from metarun.evaluate import SMALLER, Scores, choose
@@ -111,8 +112,11 @@ class _Run:
         self.experiment = experiment
         self.records.write("batching", state.step, batching.describe())
         flops = flops_per_meta_step(experiment, state.meta)
-        with console.progress(self.folder.name, 1.0, "budget") as self.show:
-            state = train(experiment, state, self, self.stop, flops)
+        with (
+            crew(experiment, self.config) as helpers,
+            console.progress(self.folder.name, 1.0, "budget") as self.show,
+        ):
+            state = train(experiment, state, self, self.stop, flops, helpers)
         _tell_lost(state)
         meta = self.vault.best() if experiment.algorithm.meta_grad else state.meta
         settings = experiment.validation

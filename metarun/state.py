@@ -145,6 +145,7 @@ def _machine(experiment: Experiment) -> dict[str, Any]:
     hardware = experiment.hardware.describe()
     return {
         "threads": hardware["threads"],
+        "processes": hardware["processes"],
         "device": hardware["name"],
         "torch": torch.__version__,
     }

@@ -45,7 +45,7 @@ def check_together(sections: Mapping[str, Any], parts: Mapping[str, Mapping[str,
     values = {f"{group}.{key}": value for group in parts for key, value in parts[group].items()}
     outer = sections["outer"]
     values |= {f"outer.{field.name}": getattr(outer, field.name) for field in fields(outer)}
-    for key in ("hardware.chunk", "algo.starts"):
+    for key in ("hardware.chunk", "hardware.processes", "algo.starts"):
         count = values.get(key)
         if isinstance(count, int) and count > outer.batch:
             raise ConfigError(

@@ -12,6 +12,7 @@ from metarun.algorithms.base import Turn
 from metarun.assemble import Experiment
 from metarun.chunks import turned
 from metarun.clusters import agreement
+from metarun.crew import Crew
 from metarun.evaluate import Scores
 from metarun.metagradient import MetaGradient
 from metarun.metastep import MetaSteps
@@ -41,8 +42,17 @@ class Log(Protocol):
         ...
 
 
-def train(experiment: Experiment, state: State, log: Log, stop: Stop, flops_a_step: float) -> State:
+def train(
+    experiment: Experiment,
+    state: State,
+    log: Log,
+    stop: Stop,
+    flops_a_step: float,
+    crew: Crew | None = None,
+) -> State:
     """Train until the budget is spent, from wherever `state` stands; return the last state.
+
+    Where there is a crew, it shares out every meta-step's tasks.
 
     Raises:
         DivergedError: a number stopped being finite and the policy or its limit says stop.
@@ -51,7 +61,7 @@ def train(experiment: Experiment, state: State, log: Log, stop: Stop, flops_a_st
     algorithm, validation = experiment.algorithm, experiment.validation
     if algorithm.meta_grad is None:
         return state
-    steps = MetaSteps(experiment, state, log.record)
+    steps = MetaSteps(experiment, state, log.record, crew)
     optimizer = steps.optimizer
     every = max(1, validation.every // 25)
     while (done := spent(experiment, state, flops_a_step)) < 1:

@@ -26,7 +26,7 @@ names = names.split(",")
 for turn in range(4):
     if how == "leased":
         context = lease(names, int(share), Path(folder, "locks"))
-        name, _ = context.__enter__()
+        (name,) = context.__enter__()
     else:
         name = names[(int(number) + turn) % len(names)]
     begin = time.monotonic()
@@ -43,6 +43,14 @@ from metarun.lease import lease
 with lease(["0"], 1, Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
+"""
+
+BOTH = """
+import sys
+from pathlib import Path
+from metarun.lease import lease
+with lease(["a", "b"], 1, Path(sys.argv[1]), 2) as held:
+    print(",".join(held))
 """
 
 
@@ -103,8 +111,8 @@ def test_a_dead_holder_frees_its_device(tmp_path: Path) -> None:
 
 
 def test_a_child_keeps_the_device_of_its_dead_parent(tmp_path: Path) -> None:
-    with lease.lease(["0"], 1, tmp_path) as (_, held):
-        child = subprocess.Popen(["sleep", "60"], pass_fds=(held,))
+    with lease.lease(["0"], 1, tmp_path) as held:
+        child = subprocess.Popen(["sleep", "60"], pass_fds=held.values())
     second = start(KEEPER, str(tmp_path))
     assert second.stdout is not None
     os.set_blocking(second.stdout.fileno(), False)
@@ -117,6 +125,17 @@ def test_a_child_keeps_the_device_of_its_dead_parent(tmp_path: Path) -> None:
     second.kill()
     second.wait()
     second.stdout.close()
+
+
+@pytest.mark.timeout(30)
+def test_several_devices_are_taken_at_once_or_not_at_all(tmp_path: Path) -> None:
+    """Two that each held one and waited for the other's would wait for ever."""
+    with lease.lease(["a", "b"], 1, tmp_path):
+        waiting = start(BOTH, str(tmp_path))
+        time.sleep(1)
+        with lease.lease(["b"], 1, tmp_path) as held:
+            assert list(held) == ["b"]
+    assert waiting.communicate(timeout=10)[0] == "a,b\n"
 
 
 def test_locks_need_a_folder(tmp_path: Path) -> None:
@@ -159,6 +178,10 @@ def test_what_a_job_is_granted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         environments = [grant.environment["CUDA_VISIBLE_DEVICES"] for grant in (one, other)]
         assert environments == ["4", "5"]
         assert one.held
+    for processes, names in ((1, "4"), (2, "4,5"), (None, "4,5"), (9, "4,5")):
+        with granted(local, auto | {"processes": processes}, tmp_path) as grant:
+            assert grant.environment == {"CUDA_VISIBLE_DEVICES": names}
+            assert len(grant.held) == len(names.split(","))
     with granted(local, {"device": "cpu", "threads": None}, tmp_path) as grant:
         assert grant.environment == {"OMP_NUM_THREADS": "3"}
         assert grant.note == {"threads": 3}

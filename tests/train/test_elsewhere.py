@@ -58,7 +58,7 @@ def test_a_checkpoint_that_does_not_say_where_it_was_written_is_gone_on_from(
     stopped_at(tmp_path, 4)
     (path,) = (tmp_path / "checkpoints").glob("step-*")
     tensors, meta = checkpoint.load(path)
-    assert set(meta.pop("machine")) == {"threads", "device", "torch"}
+    assert set(meta.pop("machine")) == {"threads", "processes", "device", "torch"}
     checkpoint.save(path.parent, path.stem, tensors, meta, keep=9)
     capsys.readouterr()
     assert run_job(tiny_config(*CONFIG), tmp_path) == 0

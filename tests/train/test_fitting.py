@@ -78,6 +78,14 @@ def test_what_is_chosen_fits_and_nothing_is_tried_that_would_not(
     assert 100 < halved < 400
 
 
+def test_processes_share_the_memory_of_a_cpu_and_not_of_gpus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for device, fitting_tasks in ((CPU, 8), (torch.device("cuda"), 32)):
+        tried = pretended(monkeypatch, int(33 / PART), base=0, a_task=1)
+        assert fit(tried.append, 32, 1, device, processes=4).chunk == fitting_tasks
+
+
 def test_what_a_call_needs_is_measured() -> None:
     """In a fresh process: what one has let go of and kept is taken again without a need."""
     process = python("-W", "ignore", "-c", MEASURED)

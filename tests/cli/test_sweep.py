@@ -65,7 +65,8 @@ def test_job_names_are_folders() -> None:
     ],
 )
 def test_any_path_can_be_an_override(path: str) -> None:
-    assert compose(parse([f"hydra.sweep.dir={quoted(path)}"])).config.hydra.sweep.dir == path
+    words = ["dataset=folder", f"dataset.path={quoted(path)}"]
+    assert compose(parse(words)).config.dataset.path == path
 
 
 @pytest.mark.slow
@@ -209,6 +210,7 @@ def test_a_job_whose_folder_is_gone_says_so(act: Callable[[Path], Any], tmp_path
         (["-m", "seed=0,1", "launch.workers=0"], "launch.workers: 0 is not allowed"),
         (["search=grid", "search.trials=3"], "search.trials: 3 does nothing with search=grid"),
         (["-m", "seed=0,1", "~launch"], "launch: missing"),
+        (["-m", "seed=0,1", "hydra.sweep.dir=x"], "hydra.sweep.dir=x: metarun decides this itself"),
         (["-m", "seed=0,1", "name=../up"], 'name: "../up" is not allowed'),
         (["seed=0,1"], "seed=0,1: several values make a sweep; add -m"),
         (["-m", "outer.lr=interval(0,1)"], "only search=optuna can draw from a range"),

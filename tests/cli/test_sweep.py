@@ -18,11 +18,11 @@ from metarun import cli, job, manifest, sweep
 from metarun.compose import compose, parse, quoted
 from metarun.config import compose_job
 from metarun.errors import StorageError
-from metarun.grid import too_small_for_sgd
+from metarun.grid import job_name, too_small_for_sgd
 from metarun.job import state_of
 from metarun.paths import conf_dir
 from metarun.report.words import DASH
-from metarun.sweep import job_name, sweep_name
+from metarun.sweep import sweep_name
 
 # names ------------------------------------------------------------------------------------
 
@@ -118,7 +118,8 @@ def warned(*words: str) -> str | None:
     command = parse(["search=grid", *words])
     composed = compose(command)
     params = composed.config.hydra.sweeper.params
-    return too_small_for_sgd(params, words, sweep._planned(command, composed).values())
+    jobs = [config for _, _, config in sweep._planned(command, composed, {})]
+    return too_small_for_sgd(params, words, jobs)
 
 
 def test_a_search_of_adam_s_rates_is_no_search_for_sgd() -> None:
@@ -234,8 +235,8 @@ def test_nothing_is_written(
 
 def test_what_hydra_knows_of_a_job_may_be_a_setting() -> None:
     command = parse(["-m", "algo=maml,scratch", "seed=${hydra:job.num}", *TINY])
-    planned = sweep._planned(command, compose(command))
-    assert [job["seed"] for job in planned.values()] == [0, 1]
+    planned = sweep._planned(command, compose(command), {})
+    assert [config["seed"] for _, _, config in planned] == [0, 1]
 
 
 def test_a_folder_of_another_kind_or_of_other_settings_is_left_alone(
@@ -275,6 +276,27 @@ def test_a_mistake_leaves_a_finished_sweep_alone(
     assert cli.main(["-m", "algo=scratch,maml", "name=mine", *TINY]) == 0
     assert ran(outputs / "mine") == ["algo=maml"]
     assert "algo=scratch: done before: test mse" in capfd.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launch", ["basic", "local"])
+def test_a_job_is_the_same_whatever_varies_beside_it(
+    launch: str, outputs: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def given(*words: str) -> list[str]:
+        """Give a command; return what it trained."""
+        assert cli.main(["-m", f"launch={launch}", "name=mine", *TINY, *words]) == 0
+        return sorted(ran(outputs / "mine"))
+
+    assert given("algo=scratch,transfer", "seed=0") == ["algo=scratch", "algo=transfer"]
+    assert given("algo=scratch", "seed=0,1") == ["seed=1"], "smaller in one way, larger in another"
+    assert given("algo=transfer,scratch", "seed=1,0") == ["algo=transfer,seed=1"]
+    capfd.readouterr()
+    assert given("algo=transfer", "seed=0,1") == []
+    said = capfd.readouterr().out
+    for name in ("algo=transfer", "algo=transfer,seed=1"):
+        assert f"[2/2] {name}: done before: test mse" in said
+    assert len(results(outputs / "mine")) == 4
 
 
 @pytest.mark.slow

@@ -279,13 +279,12 @@ def test_a_mistake_leaves_a_finished_sweep_alone(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launch", ["basic", "local"])
 def test_a_job_is_the_same_whatever_varies_beside_it(
-    launch: str, outputs: Path, capfd: pytest.CaptureFixture[str]
+    outputs: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def given(*words: str) -> list[str]:
         """Give a command; return what it trained."""
-        assert cli.main(["-m", f"launch={launch}", "name=mine", *TINY, *words]) == 0
+        assert cli.main(["-m", "launch=local", "name=mine", *TINY, *words]) == 0
         return sorted(ran(outputs / "mine"))
 
     assert given("algo=scratch,transfer", "seed=0") == ["algo=scratch", "algo=transfer"]

@@ -22,7 +22,7 @@ from metarun.compat import run_hydra
 from metarun.compose import NO_LOGGING, Command, Composed, compose, explaining, quoted, resolved
 from metarun.config import checked_name, launching, tracked
 from metarun.errors import ConfigError, MetarunError, StorageError, SweepError
-from metarun.files import folder_lock, prepare_folder
+from metarun.files import NO_SPACE, folder_lock, prepare_folder, storage_error
 from metarun.grid import (
     best_score,
     finished,
@@ -86,6 +86,10 @@ def run(command: Command, composed: Composed, folder: Path | None = None) -> int
             if made and not any(_states(folder, "running", "done", "failed")):
                 shutil.rmtree(made[-1])
             raise
+        except OSError as error:
+            if error.errno not in NO_SPACE:
+                raise
+            raise storage_error(error, folder, 0) from error  # Hydra's, of multirun.yaml
         except BrokenProcessPool:
             pass  # a worker was killed; what it and others did not do is still pending
         except ValueError:  # Optuna's, when no trial has a score
@@ -100,16 +104,14 @@ def run_one(config: DictConfig) -> float | None:
     """Run one job of the sweep that Hydra is in, wherever Hydra wants it run.
 
     Returns what a search maximises: the best validation accuracy, or minus the best squared error;
-    None when there is none, and where the sweep's folder is gone, which the sweep says as it ends:
-    Hydra would add lines of its own.
+    None when there is none, and where the sweep's folder is gone or full, which the sweep says as
+    it ends: Hydra would add lines of its own.
     """
     node: Any = HydraConfig.get()
     sweep = Path(node.sweep.dir)
     try:
         return _run_one(config, node, sweep)
     except StorageError:
-        if not manifest.is_lost(sweep):
-            raise
         return None
 
 
@@ -233,6 +235,8 @@ def _finish(sweep: Path, config: DictConfig) -> int:
     _, since = manifest.current(sweep)
     jobs = manifest.jobs(since)
     left = {name: entry for name, entry in jobs.items() if entry["state"] != "done"}
+    if any(entry["state"] in ("pending", "running") for entry in left.values()):
+        prepare_folder(sweep)  # it may have been too full to say how they ended
     code = 0
     if len(left) < len(jobs):
         code = compare.main([str(sweep)], told=[sweep / name for name in left])
@@ -243,7 +247,7 @@ def _finish(sweep: Path, config: DictConfig) -> int:
     def log(entry: Entry) -> str:
         return str(sweep / entry["log"]) if "log" in entry else ""
 
-    unsaid = {"pending": "not started", "running": "its worker was killed"}
+    unsaid = {"pending": "not started", "running": "its worker was killed, or had no room to write"}
     best = sweep / "optimization_results.yaml"
     if best.is_file() and (found := read(best).get("best_params")):
         console.say("best of the search: " + ", ".join(f"{k}={v}" for k, v in found.items()))

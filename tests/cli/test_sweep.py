@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from metarun import cli, job, manifest, sweep
 from metarun.compose import compose, parse, quoted
 from metarun.config import compose_job
 from metarun.errors import StorageError
+from metarun.files import storage_error
 from metarun.grid import job_name, too_small_for_sgd
 from metarun.job import state_of
 from metarun.paths import conf_dir
@@ -198,6 +201,40 @@ def test_a_job_whose_folder_is_gone_says_so(act: Callable[[Path], Any], tmp_path
     with pytest.raises(StorageError, match=r"gone/a/log.txt: No such file.*METARUN_OUTPUTS"):
         act(tmp_path / "gone" / "a")
     assert not (tmp_path / "gone").exists()
+
+
+def test_a_disk_that_fills_under_a_sweep_is_one_line(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Full from the first job's start on, so that no state of a job can be written any more."""
+    no_room, full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), list[int]()
+    write_all, prepare_folder = manifest.write_all, sweep.prepare_folder
+
+    def write(file: int, data: bytes) -> None:
+        if full or b'"running"' in data:
+            full.append(file)
+            raise no_room
+        write_all(file, data)
+
+    def prepare(folder: Path) -> None:
+        if full:
+            raise storage_error(no_room, folder, 1)
+        prepare_folder(folder)
+
+    monkeypatch.setattr(manifest, "write_all", write)
+    monkeypatch.setattr(sweep, "prepare_folder", prepare)
+    assert cli.main(["-m", "algo=scratch", "seed=0,1", *TINY]) == StorageError.exit_code
+    captured = capfd.readouterr()
+    assert captured.err.count("\n") == 1, captured.err
+    assert captured.err.startswith("metarun: ")
+    assert "No space left on device" in captured.err
+    assert not list(outputs.glob("*/*/config.yaml")), "no job goes on that nobody can find"
+
+
+def test_a_log_without_room_is_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").touch()
+    assert job._reason(tmp_path / "log.txt", 0, 5) == "no room, not even for its log"
+    assert job._reason(tmp_path / "log.txt", 0, 1) == "exit code 1"
 
 
 # mistakes ---------------------------------------------------------------------------------

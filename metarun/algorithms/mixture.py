@@ -153,7 +153,7 @@ def mixture(
         found = moving(learned, tasks, step)
         entropy = -(held * held.clamp_min(torch.finfo(held.dtype).tiny).log()).sum(1)
         found = found._replace(figures=found.figures | {"starts_a_task": entropy.exp()})
-        return kept_in_use(found, meta, held.mean(0), upkeep, step)
+        return kept_in_use(found, meta, held.mean(0), upkeep)
 
     def assign(meta: Meta, x: Tensor, y: Tensor) -> Tensor:
         with torch.no_grad():

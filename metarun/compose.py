@@ -256,7 +256,8 @@ def _flag_fault(complaint: str, usage: str) -> str:
     if kind != "unrecognized ":
         return said.removeprefix("argument ")
     flag = rest.split()[0]
-    return f"{flag}: no such flag{did_you_mean(flag, re.findall(r'--[a-z-]+', usage))}; see --help"
+    near = did_you_mean(flag, re.findall(r"--[a-z-]+", usage))
+    return f"{flag}: no such flag{near}; settings have no dashes, as in algo=maml; see --help"
 
 
 def _without(words: list[str], overrides: list[str]) -> list[str]:

@@ -12,15 +12,18 @@ from metarun.evaluate import Scores
 
 
 def agreement(scores: Scores) -> dict[str, float]:
-    """Return purity, NMI, ARI and how many starts are in use; nothing where none is chosen.
+    """Return how many starts are in use, purity, NMI and ARI; nothing where none is chosen.
 
-    Purity rises with the number of starts; the other two do not.
+    Purity rises with the number of starts; the other two do not. There is nothing to agree with
+    where all tasks are of one family.
     """
     if scores.assignment is None:
         return {}
     assigned, truth = scores.assignment.numpy(), scores.mode.numpy()
-    return {
-        "effective": statistics.effective_clusters(scores.assignment.bincount().numpy()),
+    used = {"effective": statistics.effective_clusters(scores.assignment.bincount().numpy())}
+    if len(scores.mode.unique()) == 1:
+        return used
+    return used | {
         "purity": statistics.purity(truth, assigned),
         "nmi": statistics.nmi(truth, assigned),
         "ari": statistics.ari(truth, assigned),

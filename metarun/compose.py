@@ -28,6 +28,19 @@ from metarun.yamlfile import refuse_bombs
 PATH_FLAGS = ("--config-path", "-cp", "--config-dir", "-cd")
 NO_LOGGING = ("hydra.job_logging.root=null", "hydra.hydra_logging.root=null")  # it can run code
 
+FOLDER = "results go to name=NAME below METARUN_OUTPUTS"
+LOG = "metarun writes records.jsonl, and log.txt for a job of a sweep"
+OWN = {  # what metarun decides, of Hydra's settings, and what to use instead
+    "hydra.run": FOLDER,
+    "hydra.sweep": FOLDER,
+    "hydra.output_subdir": "config.yaml in the folder of the run holds its configuration",
+    "hydra.job.chdir": "paths are read from where the command is given",
+    "hydra.job.config": "name=NAME names the folder of a run or sweep",
+    "hydra.job_logging": LOG,
+    "hydra.hydra_logging": LOG,
+    "hydra.verbose": LOG,
+}
+
 
 class Command(NamedTuple):
     """What a command line asks of Hydra."""
@@ -94,6 +107,7 @@ def compose(command: Command) -> Composed:
         overrides = _parsed(command.overrides)
         for folder in _foreign(command, overrides):
             refuse_bombs(folder)
+        _refuse_own(overrides)
         _refuse_escapes(overrides)
         config = _compose(command, [_first_value(o) for o in overrides])
         _refuse_callbacks(config)
@@ -205,6 +219,15 @@ def _search_path(overrides: list[Override]) -> list[str]:
     return [str(p) for p in paths if "pkg://" not in str(p)]
 
 
+def _refuse_own(overrides: list[Override]) -> None:
+    """Refuse what Hydra would do beside metarun, or metarun would pass over in silence."""
+    for override in overrides:
+        key = f"{override.key_or_group.replace('/', '.')}."
+        for own, instead in OWN.items():
+            if key.startswith(f"{own}."):
+                raise ConfigError(f"{override.input_line}: metarun decides this itself; {instead}")
+
+
 def _refuse_escapes(overrides: list[Override]) -> None:
     """Refuse what is no option's name, and what would be read from outside the options' folders."""
     for override in overrides:
@@ -233,7 +256,8 @@ def _flag_fault(complaint: str, usage: str) -> str:
     if kind != "unrecognized ":
         return said.removeprefix("argument ")
     flag = rest.split()[0]
-    return f"{flag}: no such flag{did_you_mean(flag, re.findall(r'--[a-z-]+', usage))}; see --help"
+    near = did_you_mean(flag, re.findall(r"--[a-z-]+", usage))
+    return f"{flag}: no such flag{near}; settings have no dashes, as in algo=maml; see --help"
 
 
 def _without(words: list[str], overrides: list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -15,7 +16,7 @@ from metarun.errors import ConfigError
 from metarun.files import prepare_folder, write_atomic
 from metarun.nearest import unknown
 from metarun.outcome import outcome_file, score_file, task_list, versions
-from metarun.paths import config_digest, find_folder, named_folder
+from metarun.paths import config_digest, find_folder, flat, named_folder
 from metarun.records import masked
 from metarun.run import DONE, read_config
 from metarun.settings import GROUPS
@@ -56,10 +57,10 @@ def main(argv: list[str]) -> int:
     experiment = assemble(check(alone), data_root())
     vault = Vault(folder, trained, experiment)
     meta, here = vault.best(), experiment.initial()
-    if any(here["params"][name].shape != value.shape for name, value in meta["params"].items()):
-        raise ConfigError(
-            f"dataset: its inputs or outputs differ in shape from what {folder} was trained on"
-        )
+    for name, value in meta["params"].items():
+        if here["params"][name].shape != value.shape:
+            shapes = f"{[*here['params'][name].shape]}, there {[*value.shape]}"
+            raise ConfigError(_other_shapes(f"{name} {shapes}", trained, config, folder))
     with stop_requests() as stop:
         test = experiment.test
         scores = experiment.evaluate(meta, "test", test.tasks, test.steps, stop)
@@ -112,6 +113,16 @@ def with_overrides(config: dict[str, Any], overrides: list[str]) -> dict[str, An
         else:
             changed.merge_with_dotlist([word])
     return OmegaConf.to_container(changed)  # pyright: ignore[reportReturnType]
+
+
+def _other_shapes(what: str, trained: dict[str, Any], config: dict[str, Any], folder: Path) -> str:
+    """Say which settings gave the model other inputs or outputs, and what they were in training."""
+    there, here = ({"dataset": c["choices"]["dataset"]} | flat(c) for c in (trained, config))
+    same = there["dataset"] == here["dataset"]
+    keys = ["dataset", "task.ways", *(k for k in here if same and k.startswith("dataset."))]
+    changed = [key for key in keys if here[key] != there[key]]
+    said, kept = (" ".join(f"{key}={c[key]}" for key in changed) for c in (here, there))
+    return f"{said}: other shapes ({what}) than {folder} was trained with; must be {kept}"
 
 
 def _no_such_setting(key: str, config: DictConfig) -> str:

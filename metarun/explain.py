@@ -119,8 +119,16 @@ def _no_such_key(said: str, config: DictConfig) -> str:
     option = choices.get(place)
     owner = f"{place}={option}" if option else place or "metarun"
     names = [str(k) for k in known if k not in ("_target_", "hydra")]
+    inside = [f"{k}.{last}" for k in names if not where and _holds(known, k, last)]
+    if inside and key == last:
+        return f"{key}: no such setting of its own; there is {', '.join(inside)}"
     extra = [] if where else [g for g in ("experiment", "debug") if g in choices]
     return unknown(place, last, owner, [*names, *extra])
+
+
+def _holds(config: DictConfig, group: str, name: str) -> bool:
+    node = config._get_node(group)  # pyright: ignore[reportPrivateUsage]: does not resolve
+    return isinstance(node, DictConfig) and name in node
 
 
 def _value_fault(error: OmegaConfBaseException, context: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -10,10 +11,43 @@ from typing import Any
 from metarun import manifest, records
 from metarun.config import check
 from metarun.errors import ConfigError
-from metarun.paths import config_digest, refuse_other_run
+from metarun.paths import DIGITS, config_digest, refuse_other_run, safe_name
 from metarun.yamlfile import read
 
+LONGEST_NAME = 100
 MOST_NAMES = 5  # of jobs that an error lists
+
+
+def job_name(overrides: Sequence[str], fixed: Sequence[str]) -> str:
+    """Return the name of a job's folder: what tells it from the other jobs of its sweep.
+
+    A hash is added where the text is not fit for a folder's name, or too long.
+    """
+    varied = sorted(o for o in overrides if o.partition("=")[0] not in fixed)
+    text = ",".join(varied) or "run"
+    name = safe_name(text)[:LONGEST_NAME]
+    digest = hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+    return name if name == text else f"{name}-{digest}"
+
+
+def finished(sweep: Path) -> dict[str, list[str]]:
+    """Return the names of the finished jobs in a sweep's folder, by the digest of what they ran."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(sweep.glob("*/config.yaml")):
+        outcome = manifest.outcome(path.parent) or {}
+        with suppress(ConfigError):
+            if outcome.get("status") == "done":
+                found.setdefault(config_digest(read(path)), []).append(path.parent.name)
+    return found
+
+
+def known_name(name: str, config: Mapping[str, Any], there: Mapping[str, list[str]]) -> str:
+    """Return the name under which a job is finished, if it is; else the given one.
+
+    A name tells what varies: a command in which less or more does has another for the same job.
+    """
+    names = there.get(config_digest(records.masked(config)), [name])
+    return name if name in names else names[0]
 
 
 def is_done(folder: Path, config: Mapping[str, Any]) -> bool:

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any, BinaryIO, NamedTuple
 
 from metarun import manifest
-from metarun.errors import KeyboardStopError, PreemptedError
+from metarun.errors import KeyboardStopError, PreemptedError, StorageError
 from metarun.files import storage_error
 from metarun.lease import granted
 from metarun.lifeline import die_with, die_with_parent
@@ -86,7 +86,12 @@ def start_and_wait(
             pass_fds=grant.held,
             start_new_session=True,  # so that Ctrl-C reaches it once, through the sweep
         )
-        manifest.append(sweep, "job", job=name, state="running", pid=child.pid, **grant.note)
+        try:
+            manifest.append(sweep, "job", job=name, state="running", pid=child.pid, **grant.note)
+        except StorageError:
+            child.kill()  # nobody could find it to stop it
+            child.communicate()
+            raise
         order = {"config": config, "parent": os.getpid(), "owner": owner}
         assert child.stdin is not None
         with suppress(BrokenPipeError), child.stdin:
@@ -123,7 +128,10 @@ def state_of(code: int) -> State:
 
 
 def _reason(log: Path, begin: int, code: int) -> str:
-    """Return the error that the job printed last, or what killed it; nothing when it is done."""
+    """Return the error that the job printed last, or what killed it; nothing when it is done.
+
+    A disk may be too full for the error.
+    """
     if code == 0:
         return ""
     if code < 0:
@@ -136,4 +144,7 @@ def _reason(log: Path, begin: int, code: int) -> str:
         raise storage_error(error, log, 0) from error
     lines = [line.strip() for line in said if line.strip()]
     errors = [line for line in lines if line.startswith("metarun: ") and "warning:" not in line]
-    return (errors or lines or [f"exit code {code}"])[-1].removeprefix("metarun: ")
+    unsaid = (
+        "no room, not even for its log" if code == StorageError.exit_code else f"exit code {code}"
+    )
+    return (errors or lines or [unsaid])[-1].removeprefix("metarun: ")

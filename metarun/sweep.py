@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import socket
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,15 +22,22 @@ from metarun.compat import run_hydra
 from metarun.compose import NO_LOGGING, Command, Composed, compose, explaining, quoted, resolved
 from metarun.config import checked_name, launching, tracked
 from metarun.errors import ConfigError, MetarunError, StorageError, SweepError
-from metarun.files import folder_lock, prepare_folder
-from metarun.grid import best_score, is_done, refuse_mistakes, too_small_for_sgd
+from metarun.files import NO_SPACE, folder_lock, prepare_folder, storage_error
+from metarun.grid import (
+    best_score,
+    finished,
+    is_done,
+    job_name,
+    known_name,
+    refuse_mistakes,
+    too_small_for_sgd,
+)
 from metarun.manifest import Entry, State
 from metarun.paths import DIGITS, outputs_root, safe_name
 from metarun.signals import REQUESTS
 from metarun.yamlfile import read
 
 NOT_IN_NAME = ("hydra", "launch", "tracking", "name")
-LONGEST_NAME = 100
 HERE = ("basic", "joblib")  # launchers whose jobs are processes of this machine
 
 
@@ -45,7 +52,9 @@ def run(command: Command, composed: Composed, folder: Path | None = None) -> int
     """
     folder = folder or outputs_root() / sweep_name(command, composed)
     launch = launching(*_group(composed.config, "launch"))
-    planned = _planned(command, composed)
+    there = finished(folder)
+    jobs = _planned(command, composed, there)
+    planned = {name: config for name, _, config in jobs}
     refuse_mistakes(planned, folder)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     prepare_folder(folder)
@@ -58,13 +67,13 @@ def run(command: Command, composed: Composed, folder: Path | None = None) -> int
             command=["metarun", *command.flags, *command.overrides],
             fixed=composed.fixed,
             fail_fast=launch.fail_fast,
-            total=len(composed.jobs) or None,
+            total=len(planned) or None,
+            finished=there,
             launcher=composed.config.hydra.runtime.choices["hydra/launcher"],
             pid=os.getpid(),
             host=socket.gethostname(),
         )
-        for overrides in composed.jobs:
-            name = job_name(overrides, composed.fixed)
+        for name, overrides, _ in jobs:
             done = before.get(name, {}).get("state") == "done"
             state = {"state": "done", "skipped": True} if done else {"state": "pending"}
             manifest.append(folder, "job", job=name, overrides=overrides, **state)
@@ -77,6 +86,10 @@ def run(command: Command, composed: Composed, folder: Path | None = None) -> int
             if made and not any(_states(folder, "running", "done", "failed")):
                 shutil.rmtree(made[-1])
             raise
+        except OSError as error:
+            if error.errno not in NO_SPACE:
+                raise
+            raise storage_error(error, folder, 0) from error  # Hydra's, of multirun.yaml
         except BrokenProcessPool:
             pass  # a worker was killed; what it and others did not do is still pending
         except ValueError:  # Optuna's, when no trial has a score
@@ -91,16 +104,14 @@ def run_one(config: DictConfig) -> float | None:
     """Run one job of the sweep that Hydra is in, wherever Hydra wants it run.
 
     Returns what a search maximises: the best validation accuracy, or minus the best squared error;
-    None when there is none, and where the sweep's folder is gone, which the sweep says as it ends:
-    Hydra would add lines of its own.
+    None when there is none, and where the sweep's folder is gone or full, which the sweep says as
+    it ends: Hydra would add lines of its own.
     """
     node: Any = HydraConfig.get()
     sweep = Path(node.sweep.dir)
     try:
         return _run_one(config, node, sweep)
     except StorageError:
-        if not manifest.is_lost(sweep):
-            raise
         return None
 
 
@@ -112,7 +123,8 @@ def _run_one(config: DictConfig, node: Any, sweep: Path) -> float | None:
     if _halted(header, since):
         return None
     try:
-        return _run_job(resolved(config, node.runtime.choices), sweep, name, owner)
+        plain = resolved(config, node.runtime.choices)
+        return _run_job(plain, sweep, known_name(name, plain, header["finished"]), owner)
     except MetarunError as error:
         figures = {"state": "failed", "exit_code": error.exit_code, "reason": str(error)}
         manifest.append(sweep, "job", job=name, overrides=overrides, **figures)
@@ -141,27 +153,18 @@ def sweep_name(command: Command, composed: Composed) -> str:
     return f"{safe_name(experiment or 'sweep')}-{digest}"
 
 
-def job_name(overrides: Sequence[str], fixed: Sequence[str]) -> str:
-    """Return the name of a job's folder: what tells it from the other jobs of its sweep.
-
-    A hash is added where the text is not fit for a folder's name, or too long.
-    """
-    varied = sorted(o for o in overrides if o.partition("=")[0] not in fixed)
-    text = ",".join(varied) or "run"
-    name = safe_name(text)[:LONGEST_NAME]
-    digest = hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
-    return name if name == text else f"{name}-{digest}"
-
-
-def _planned(command: Command, composed: Composed) -> dict[str, dict[str, Any]]:
-    """Return each job's configuration; Hydra's own error does not say which has none."""
+def _planned(
+    command: Command, composed: Composed, there: Mapping[str, list[str]]
+) -> list[tuple[str, list[str], dict[str, Any]]]:
+    """Return each job's name, overrides and settings; Hydra's error does not say which has none."""
     own = [o for o in command.overrides if _root(o) == "hydra"]
-    found: dict[str, dict[str, Any]] = {}
+    found: list[tuple[str, list[str], dict[str, Any]]] = []
     for number, overrides in enumerate(composed.jobs):
         words = [*own, *overrides, f"hydra.job.num={number}"]
         config = compose(command._replace(overrides=words)).config
         HydraConfig.instance().set_config(config)  # for ${hydra:job.num}
-        found[job_name(overrides, composed.fixed)] = resolved(config)
+        plain, name = resolved(config), job_name(overrides, composed.fixed)
+        found.append((known_name(name, plain, there), overrides, plain))
     return found
 
 
@@ -232,6 +235,8 @@ def _finish(sweep: Path, config: DictConfig) -> int:
     _, since = manifest.current(sweep)
     jobs = manifest.jobs(since)
     left = {name: entry for name, entry in jobs.items() if entry["state"] != "done"}
+    if any(entry["state"] in ("pending", "running") for entry in left.values()):
+        prepare_folder(sweep)  # it may have been too full to say how they ended
     code = 0
     if len(left) < len(jobs):
         code = compare.main([str(sweep)], told=[sweep / name for name in left])
@@ -242,7 +247,7 @@ def _finish(sweep: Path, config: DictConfig) -> int:
     def log(entry: Entry) -> str:
         return str(sweep / entry["log"]) if "log" in entry else ""
 
-    unsaid = {"pending": "not started", "running": "its worker was killed"}
+    unsaid = {"pending": "not started", "running": "its worker was killed, or had no room to write"}
     best = sweep / "optimization_results.yaml"
     if best.is_file() and (found := read(best).get("best_params")):
         console.say("best of the search: " + ", ".join(f"{k}={v}" for k, v in found.items()))

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from metarun.data.counter import normal
 from metarun.metagradient import MetaGradient
 from metarun.problem import Meta, Params
 
@@ -36,15 +37,14 @@ def initial_usage(starts: int) -> Params:
     }
 
 
-def kept_in_use(
-    found: MetaGradient, meta: Meta, used: Tensor, upkeep: Upkeep, step: int
-) -> MetaGradient:
+def kept_in_use(found: MetaGradient, meta: Meta, used: Tensor, upkeep: Upkeep) -> MetaGradient:
     """Return a meta-gradient with the shift that keeps starts in use, and a figure of it.
 
     `used` [M] is what part of the tasks each start took. A start whose running share is too small
     begins again: it takes the most used start's place, `spread` beside it, its bias and half of
-    both their shares. That depends on the state and the meta-step alone, never on the tasks, so
-    chunks of a batch agree on it. The figure `restarts` counts them since training began.
+    both their shares. That depends on the state alone, never on the tasks, so chunks of a batch
+    agree on it, and it is arithmetic without a branch, so one graph holds it for every meta-step.
+    The figure `restarts` counts them since training began.
     """
     state = meta[USAGE]
     shift: Meta = {
@@ -54,28 +54,33 @@ def kept_in_use(
             "restarts": torch.zeros_like(state["restarts"]),
         }
     }
-    if upkeep.restart and upkeep.share_rate:
-        shift = _restarted(meta, shift, upkeep, step)
+    if upkeep.restart and upkeep.share_rate and len(used) > 1:
+        shift = _restarted(meta, shift, upkeep)
     count = (state["restarts"] + shift[USAGE]["restarts"]).round()  # chunks add up with a rounding
     figures = found.figures | {"restarts": count.expand(len(found.losses))}
     return found._replace(shift=shift, figures=figures)
 
 
-def _restarted(meta: Meta, shift: Meta, upkeep: Upkeep, step: int) -> Meta:
+def _restarted(meta: Meta, shift: Meta, upkeep: Upkeep) -> Meta:
     """Add to the shift a new beginning of the least used start, when its share is too small."""
-    share, bias = meta[USAGE]["share"], meta[USAGE]["bias"]
-    dead, top = int(share.argmin()), int(share.argmax())
-    if float(share[dead]) >= upkeep.restart / len(share) or dead == top:
-        return shift
-    generator, moves = torch.Generator().manual_seed(step), dict[str, Tensor]()
+    state = meta[USAGE]
+    share, count = state["share"], state["restarts"].round().long()
+    (low, dead), (high, top) = share.min(0, keepdim=True), share.max(0, keepdim=True)  # each [1]
+    number = torch.arange(len(share), device=share.device)
+    begins = (number == dead) & (low < upkeep.restart / len(share)) & (dead != top)  # [M]
+    gives = (number == top) & begins.any()
+    moves = dict[str, Tensor]()
     for name, value in meta["params"].items():
-        noise = torch.randn(value[top].shape, generator=generator).to(value)
-        scale = value[top].std() if noise.numel() > 1 else value[top].abs().sum()
-        moves[name] = torch.zeros_like(value)
-        moves[name][dead] = value[top] + upkeep.spread * scale * noise - value[dead]
-    halved, moved = torch.zeros_like(share), torch.zeros_like(bias)
-    halved[dead], halved[top] = (share[top] - share[dead]) / 2, (share[dead] - share[top]) / 2
-    moved[dead] = bias[top] - bias[dead]
-    state = shift[USAGE]
-    more = {"share": halved, "bias": moved, "restarts": torch.ones_like(state["restarts"])}
-    return {"params": moves, USAGE: {name: state[name] + more[name] for name in state}}
+        best = value.index_select(0, top)  # [1, ...]
+        place = torch.arange(best.numel(), device=value.device).view(best.shape)
+        noise = normal(("restart", name), count, place).to(value)
+        scale = best.std() if best.numel() > 1 else best.abs().sum()
+        way = best + upkeep.spread * scale * noise - value
+        moves[name] = way.where(begins.view(-1, *(1,) * (value.dim() - 1)), torch.zeros_like(value))
+    half = (high - low) / 2
+    more = {
+        "share": half * begins - half * gives,
+        "bias": (state["bias"].index_select(0, top) - state["bias"]) * begins,
+        "restarts": begins.any().to(share),
+    }
+    return {"params": moves, USAGE: {name: shift[USAGE][name] + more[name] for name in more}}

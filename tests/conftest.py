@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from skips import pytest_runtest_makereport  # noqa: F401
 
 torch.set_num_threads(1)
 

@@ -119,7 +119,7 @@ def clustered(
             together = 1 - step / warm_up
             gradient = {n: g.lerp(g.mean(0, keepdim=True), together) for n, g in gradient.items()}
         found = found._replace(gradient={"params": gradient})
-        return kept_in_use(found, meta, used, upkeep, step)
+        return kept_in_use(found, meta, used, upkeep)
 
     return MetaAlgorithm(
         init,

@@ -64,7 +64,9 @@ def mixture(
     answer, trained on the average of their query losses, which bounds the loss of the average;
     `parameters` adapts the average start, which suits starts that are near each other.
 
-    A start whose loss on a task's support is no finite number has no part in that task (`em`).
+    A start whose loss on a task's support, before or after adaptation, is no finite number has no
+    part in that task; weights other than by the loss `after` adapt once more to see it, a third of
+    the cost. `parameters`, which adapts no single start, looks at its `score` alone.
 
     Against collapse: starts begin as copies `spread` relative deviations apart; a bias, which
     counts at test too, moves by `balance` a step against starts that take more than their share;
@@ -81,7 +83,9 @@ def mixture(
     if mixed:
         judge = Mixed(problem.model, problem.kind, precision=problem.precision, single=problem)
     fits = support_score(problem, score, FOLDS, update, steps, proximal)
+    ends = support_score(problem, "after", FOLDS, update, steps, proximal)
     encoder = set_encoder(problem, width, starts) if weights == "gate" else None
+    unseen = mixed and (encoder is not None or score != "after")  # weights see no divergence
 
     def init(params: Params) -> Meta:
         meta: Meta = {"params": spread_starts(params, starts, spread)}
@@ -98,13 +102,30 @@ def mixture(
         losses = losses.masked_fill(~losses.isfinite(), float("inf"))
         return meta[USAGE]["share"].clamp_min(1e-6).log() - len(y) * losses / temperature
 
-    def responsible(meta: Meta, x: Tensor, y: Tensor) -> Tensor:
-        """Return how much each start counts for each task, [T, M]; rows add up to one."""
+    def diverges(meta: Meta, x: Tensor, y: Tensor) -> Tensor:
+        """Tell from which starts one task's adaptation ends in no finite loss, [M]."""
+        params = {name: value.detach() for name, value in meta["params"].items()}
+        return ~over_starts(lambda one: ends(one, x, y), params).isfinite()
+
+    def lost(meta: Meta, x: Tensor, y: Tensor) -> Tensor | None:
+        if not unseen or starts == 1:
+            return None
+        with torch.no_grad():
+            return over_tasks(diverges, shared=1, count=len(x))(meta, x, y)
+
+    def responsible(meta: Meta, x: Tensor, y: Tensor, absent: Tensor | None = None) -> Tensor:
+        """Return how much each start counts for each task, [T, M]; rows add up to one.
+
+        Those `absent` count nothing: what `lost` returned, which is asked where it is not given.
+        """
         if starts == 1:
             return torch.ones(len(x), 1, dtype=x.dtype, device=x.device)
+        absent = lost(meta, x, y) if absent is None else absent
         with torch.set_grad_enabled(encoder is not None and torch.is_grad_enabled()):
-            found = over_tasks(logits, shared=1, count=len(x))(meta, x, y)
-            return torch.softmax(found - meta[USAGE]["bias"], 1)
+            found = over_tasks(logits, shared=1, count=len(x))(meta, x, y) - meta[USAGE]["bias"]
+            if absent is not None:
+                found = found.masked_fill(absent, -float("inf"))
+            return torch.softmax(found, 1)
 
     def loss(meta: Meta, params: Params, x: Tensor, y: Tensor) -> Tensor:
         return judge.loss(params, x, y)
@@ -119,19 +140,20 @@ def mixture(
         return pulled(Learner(start, loss, update, problem.model.adapted), proximal)
 
     def meta_grad(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
+        absent = lost(meta, tasks.support_x, tasks.support_y)
         with torch.no_grad():
-            held = responsible(meta, tasks.support_x, tasks.support_y)
+            held = responsible(meta, tasks.support_x, tasks.support_y, absent)
         state = {USAGE: meta[USAGE]}
 
         def weigh(leaves: Meta, x: Tensor, y: Tensor) -> Tensor:
-            return held if encoder is None else responsible(leaves | state, x, y)
+            return held if encoder is None else responsible(leaves | state, x, y, absent)
 
         moving = estimate(estimator, judge, learner(weigh), steps)
         learned = {group: params for group, params in meta.items() if group != USAGE}
         found = moving(learned, tasks, step)
         entropy = -(held * held.clamp_min(torch.finfo(held.dtype).tiny).log()).sum(1)
         found = found._replace(figures=found.figures | {"starts_a_task": entropy.exp()})
-        return kept_in_use(found, meta, held.mean(0), upkeep, step)
+        return kept_in_use(found, meta, held.mean(0), upkeep)
 
     def assign(meta: Meta, x: Tensor, y: Tensor) -> Tensor:
         with torch.no_grad():

@@ -153,7 +153,7 @@ def _divergence(counts: Sequence[dict[str, Any]]) -> dict[str, int]:
 
 
 def _clusters(blocks: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    if not all("purity" in block for block in blocks):
+    if not all("effective" in block for block in blocks):
         return None
     agreement = {
         key: sum(float(block[key]) for block in blocks) / len(blocks)

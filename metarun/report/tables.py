@@ -149,8 +149,9 @@ def families(section: Section) -> Table:
 
 
 def clusters(section: Section) -> Table:
-    """Return how clusters, chosen by the support alone, agree with the true families."""
-    names = {"purity": "Purity", "nmi": "NMI", "ari": "ARI", "effective": "Clusters in use"}
+    """Return how starts are used, and how choosing them agrees with the true families."""
+    names = {"purity": "Purity", "nmi": "NMI", "ari": "ARI"} if section.modes else {}
+    names["effective"] = "Clusters in use"
     scores = {"regret": "Regret", "best_start": "Best start", "any_start": "Any start"}
     rows = tuple(
         (
@@ -163,7 +164,8 @@ def clusters(section: Section) -> Table:
         if entry.clusters
     )
     head = ("Method", *names.values(), *scores.values(), "Usage, a seed each")
-    caption = "Clusters against families; regret: what choosing by the query would gain"
+    what = "Clusters against families" if section.modes else "Clusters"
+    caption = f"{what}; regret: what choosing by the query would gain"
     return Table(caption, head, rows, frozenset({0, len(head) - 1}))
 
 
@@ -220,7 +222,7 @@ def of_run(outcome: Mapping[str, Any]) -> Table:
         ("training", training(cost)),
         ("parameters", f"{count(cost.get('parameters'))} in the model; {learned} meta-learned"),
     ]
-    if "purity" in (groups := outcome.get("clusters") or {}):
+    if "effective" in (groups := outcome.get("clusters") or {}):
         rows.append(("clusters", agreement(groups)))
     if seen := {key: n for key, n in (outcome.get("divergence") or {}).items() if n}:
         rows.append(("in training", ", ".join(happened(seen))))

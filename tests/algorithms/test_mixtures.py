@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from families import MIXTURE, PLAIN, begin, last
 from oracles import DOUBLE, Quadratic, distance, image_tasks, maml, problem, quadratic_tasks
 from torch import Tensor
 
+from metarun.algorithms.base import MetaAlgorithm
 from metarun.algorithms.mixture import mixture
+from metarun.checks import EXACT_WAYS
 from metarun.evaluate import evaluate
 from metarun.metagradient import query_losses
 from metarun.parallel import Workers
+from metarun.problem import Meta
 from metarun.tasks import Tasks
 
 
@@ -168,6 +173,60 @@ def test_a_start_that_diverges_leaves_a_mixture_of_the_others(there: float) -> N
             query_losses(a.problem, params, tasks) for a, params in ((three, ours), (two, theirs))
         ]
         torch.testing.assert_close(*answers, rtol=1e-12, atol=0)
+
+
+BLIND = {  # weights that do not see what becomes of a start, and one from where it diverges
+    "gate": ({"weights": "gate"}, 1.7e308),
+    "before": ({"weights": "em", "score": "before", "temperature": 1e301, "inner_lr": 1e4}, 1e150),
+}
+
+
+def blind(weights: str, **more: Any) -> tuple[MetaAlgorithm, Meta, Tasks]:
+    """Return a mixture of three starts by such weights; the second diverges on every task."""
+    settings, far = BLIND[weights]
+    on, tasks = (Quadratic(4), quadratic_tasks(5, 4))
+    if weights == "gate":  # which takes a model whose first layer it can copy
+        on, tasks = problem("mlp"), image_tasks("mlp", 5)
+    algorithm = mixture(on, **{**MIXTURE, **settings, **more})
+    meta = begin(algorithm, on)
+    for value in meta["params"].values():
+        value[1] = far * value[1].sign()
+    return algorithm, meta, tasks
+
+
+@pytest.mark.parametrize("estimator", EXACT_WAYS)
+@pytest.mark.parametrize("weights", BLIND)
+def test_a_start_that_adaptation_drives_away_has_no_part(weights: str, estimator: str) -> None:
+    """Value and gradient of the others, by central differences; and nothing from that one."""
+    algorithm, meta, tasks = blind(weights, estimator=estimator)
+    found = algorithm.meta_grad(meta, tasks, 0)
+    assert found.losses.isfinite().all()
+    assert all(not value[1].any() for value in found.gradient["params"].values())
+    learned = {group: params for group, params in meta.items() if group != "usage"}
+    way = {group: {n: torch.randn_like(v) for n, v in p.items()} for group, p in learned.items()}
+    for value in way["params"].values():
+        value[1] = 0
+
+    def loss(size: float) -> Tensor:
+        moved = {g: {n: v + size * way[g][n] for n, v in p.items()} for g, p in learned.items()}
+        return algorithm.meta_grad(meta | moved, tasks, 0).losses.mean()
+
+    slope = sum((found.gradient[g][n] * way[g][n]).sum() for g in learned for n in learned[g])
+    torch.testing.assert_close((loss(1e-6) - loss(-1e-6)) / 2e-6, slope, rtol=1e-6, atol=0)
+    support = (tasks.support_x, tasks.support_y)
+    assert 1 not in algorithm.assign(meta, *support)
+    (*_, params) = algorithm.adapt(meta, *support, 2)
+    assert query_losses(algorithm.problem, params, tasks).isfinite().all()
+
+
+@pytest.mark.parametrize("weights", BLIND)
+def test_where_adaptation_drives_all_starts_away_it_shows(weights: str) -> None:
+    algorithm, meta, tasks = blind(weights)
+    for value in meta["params"].values():
+        value[:] = value[1]
+    found = algorithm.meta_grad(meta, tasks, 0)
+    assert not found.losses.isfinite().any()
+    assert not all(v.isfinite().all() for v in found.gradient["params"].values())
 
 
 def test_where_all_starts_diverge_it_shows_in_that_task_alone() -> None:

@@ -16,6 +16,7 @@ from metarun.algorithms.clustered import clustered
 from metarun.algorithms.mixture import mixture
 from metarun.assemble import Experiment, assemble
 from metarun.chunks import in_chunks
+from metarun.compiled import compiled
 from metarun.config import Checked, compose_job
 from metarun.errors import PreemptedError
 from metarun.metagradient import MetaGradient
@@ -43,11 +44,10 @@ def test_a_dead_start_begins_again_beside_the_most_used() -> None:
 
     def kept(**changed: float) -> MetaGradient:
         upkeep = Upkeep(balance=0.0, share_rate=1e-12, restart=0.1, spread=0.0)
-        return kept_in_use(found, meta, share, upkeep._replace(**changed), 7)
+        return kept_in_use(found, meta, share, upkeep._replace(**changed))
 
     for still in (kept(restart=0.05), kept(restart=0.0), kept(share_rate=0.0)):  # 0.02 > 0.05 / 3
-        assert "params" not in still.shift
-        assert not any(value.any() for value in still.shift[USAGE].values())
+        assert not any(v.any() for params in still.shift.values() for v in params.values())
         assert still.figures["restarts"].tolist() == [4.0] * 5
     moved = kept()
     assert (start + moved.shift["params"]["phi"]).tolist() == [[1.0, 2.0], [5.0, 9.0], [5.0, 9.0]]
@@ -67,7 +67,7 @@ def test_one_start_has_nobody_to_begin_beside() -> None:
     state["share"] -= 1e-9  # as rounding leaves it
     meta: Meta = {"params": {"phi": torch.ones(1, 2, dtype=DOUBLE)}, USAGE: state}
     upkeep = Upkeep(balance=0.1, share_rate=0.1, restart=1.0, spread=0.1)
-    found = kept_in_use(MetaGradient({}, torch.zeros(2)), meta, state["share"], upkeep, 0)
+    found = kept_in_use(MetaGradient({}, torch.zeros(2)), meta, state["share"], upkeep)
     assert "params" not in found.shift
 
 
@@ -121,10 +121,29 @@ def test_chunks_of_a_batch_agree_on_a_new_beginning(family: str, chunk: int) -> 
     meta[USAGE]["share"] = torch.tensor([0.7, 0.29, 0.01], dtype=DOUBLE)
     whole = algorithm.meta_grad(meta, tasks, 3)
     parts, _ = in_chunks(algorithm.meta_grad, meta, tasks, 3, chunk)
-    assert "params" in whole.shift
+    assert any(value[LOST].any() for value in whole.shift["params"].values())
     assert distance(parts.shift, whole.shift) < 1e-12
     assert torch.equal(parts.figures["restarts"], whole.figures["restarts"])
     assert whole.figures["restarts"].tolist() == [1.0] * 12
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_graph_holds_a_new_beginning_for_every_meta_step(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda graph: graph)  # traced, which is what can fail
+    on, tasks = regression(), two_levels()
+    algorithm = FAMILIES[family](on, **KEPT)
+    meta = lost(algorithm, on)
+    graph = compiled(algorithm.meta_grad, meta, tasks)
+    for least, begins in ((0.3, False), (0.01, True)):
+        meta[USAGE]["share"] = torch.tensor([0.7 - least, 0.3, least], dtype=DOUBLE)
+        ours, expected = graph(meta, tasks, 5), algorithm.meta_grad(meta, tasks, 5)
+        assert bool(ours.figures["restarts"].any()) is begins
+        assert any(value[LOST].any() for value in ours.shift["params"].values()) is begins
+        for group, params in expected.shift.items():
+            for name, value in params.items():
+                assert torch.equal(ours.shift[group][name], value), name
 
 
 SMALL = (

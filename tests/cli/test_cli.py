@@ -216,6 +216,8 @@ def test_outputs_that_cannot_be_used_are_a_line(
     ("flag", "said"),
     [
         ("--hlep", "--hlep: no such flag (did you mean --help?)"),
+        ("--algo maml", "--algo: no such flag; settings have no dashes, as in algo=maml"),
+        ("steps=3", "steps: no such setting of its own; there is suggest.steps, validation.ste"),
         ("--cfg=jobs", "invalid choice: 'jobs'"),
         ("--config-dir=/nowhere", "/nowhere: no such folder"),
         ("--help --config-dir /nowhere", "/nowhere: no such folder"),

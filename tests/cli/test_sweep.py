@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -18,11 +20,12 @@ from metarun import cli, job, manifest, sweep
 from metarun.compose import compose, parse, quoted
 from metarun.config import compose_job
 from metarun.errors import StorageError
-from metarun.grid import too_small_for_sgd
+from metarun.files import storage_error
+from metarun.grid import job_name, too_small_for_sgd
 from metarun.job import state_of
 from metarun.paths import conf_dir
 from metarun.report.words import DASH
-from metarun.sweep import job_name, sweep_name
+from metarun.sweep import sweep_name
 
 # names ------------------------------------------------------------------------------------
 
@@ -65,7 +68,8 @@ def test_job_names_are_folders() -> None:
     ],
 )
 def test_any_path_can_be_an_override(path: str) -> None:
-    assert compose(parse([f"hydra.sweep.dir={quoted(path)}"])).config.hydra.sweep.dir == path
+    words = ["dataset=folder", f"dataset.path={quoted(path)}"]
+    assert compose(parse(words)).config.dataset.path == path
 
 
 @pytest.mark.slow
@@ -117,7 +121,8 @@ def warned(*words: str) -> str | None:
     command = parse(["search=grid", *words])
     composed = compose(command)
     params = composed.config.hydra.sweeper.params
-    return too_small_for_sgd(params, words, sweep._planned(command, composed).values())
+    jobs = [config for _, _, config in sweep._planned(command, composed, {})]
+    return too_small_for_sgd(params, words, jobs)
 
 
 def test_a_search_of_adam_s_rates_is_no_search_for_sgd() -> None:
@@ -198,6 +203,40 @@ def test_a_job_whose_folder_is_gone_says_so(act: Callable[[Path], Any], tmp_path
     assert not (tmp_path / "gone").exists()
 
 
+def test_a_disk_that_fills_under_a_sweep_is_one_line(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Full from the first job's start on, so that no state of a job can be written any more."""
+    no_room, full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), list[int]()
+    write_all, prepare_folder = manifest.write_all, sweep.prepare_folder
+
+    def write(file: int, data: bytes) -> None:
+        if full or b'"running"' in data:
+            full.append(file)
+            raise no_room
+        write_all(file, data)
+
+    def prepare(folder: Path) -> None:
+        if full:
+            raise storage_error(no_room, folder, 1)
+        prepare_folder(folder)
+
+    monkeypatch.setattr(manifest, "write_all", write)
+    monkeypatch.setattr(sweep, "prepare_folder", prepare)
+    assert cli.main(["-m", "algo=scratch", "seed=0,1", *TINY]) == StorageError.exit_code
+    captured = capfd.readouterr()
+    assert captured.err.count("\n") == 1, captured.err
+    assert captured.err.startswith("metarun: ")
+    assert "No space left on device" in captured.err
+    assert not list(outputs.glob("*/*/config.yaml")), "no job goes on that nobody can find"
+
+
+def test_a_log_without_room_is_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").touch()
+    assert job._reason(tmp_path / "log.txt", 0, 5) == "no room, not even for its log"
+    assert job._reason(tmp_path / "log.txt", 0, 1) == "exit code 1"
+
+
 # mistakes ---------------------------------------------------------------------------------
 
 
@@ -209,6 +248,7 @@ def test_a_job_whose_folder_is_gone_says_so(act: Callable[[Path], Any], tmp_path
         (["-m", "seed=0,1", "launch.workers=0"], "launch.workers: 0 is not allowed"),
         (["search=grid", "search.trials=3"], "search.trials: 3 does nothing with search=grid"),
         (["-m", "seed=0,1", "~launch"], "launch: missing"),
+        (["-m", "seed=0,1", "hydra.sweep.dir=x"], "hydra.sweep.dir=x: metarun decides this itself"),
         (["-m", "seed=0,1", "name=../up"], 'name: "../up" is not allowed'),
         (["seed=0,1"], "seed=0,1: several values make a sweep; add -m"),
         (["-m", "outer.lr=interval(0,1)"], "only search=optuna can draw from a range"),
@@ -232,8 +272,8 @@ def test_nothing_is_written(
 
 def test_what_hydra_knows_of_a_job_may_be_a_setting() -> None:
     command = parse(["-m", "algo=maml,scratch", "seed=${hydra:job.num}", *TINY])
-    planned = sweep._planned(command, compose(command))
-    assert [job["seed"] for job in planned.values()] == [0, 1]
+    planned = sweep._planned(command, compose(command), {})
+    assert [config["seed"] for _, _, config in planned] == [0, 1]
 
 
 def test_a_folder_of_another_kind_or_of_other_settings_is_left_alone(
@@ -273,6 +313,26 @@ def test_a_mistake_leaves_a_finished_sweep_alone(
     assert cli.main(["-m", "algo=scratch,maml", "name=mine", *TINY]) == 0
     assert ran(outputs / "mine") == ["algo=maml"]
     assert "algo=scratch: done before: test mse" in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_job_is_the_same_whatever_varies_beside_it(
+    outputs: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def given(*words: str) -> list[str]:
+        """Give a command; return what it trained."""
+        assert cli.main(["-m", "launch=local", "name=mine", *TINY, *words]) == 0
+        return sorted(ran(outputs / "mine"))
+
+    assert given("algo=scratch,transfer", "seed=0") == ["algo=scratch", "algo=transfer"]
+    assert given("algo=scratch", "seed=0,1") == ["seed=1"], "smaller in one way, larger in another"
+    assert given("algo=transfer,scratch", "seed=1,0") == ["algo=transfer,seed=1"]
+    capfd.readouterr()
+    assert given("algo=transfer", "seed=0,1") == []
+    said = capfd.readouterr().out
+    for name in ("algo=transfer", "algo=transfer,seed=1"):
+        assert f"[2/2] {name}: done before: test mse" in said
+    assert len(results(outputs / "mine")) == 4
 
 
 @pytest.mark.slow

@@ -1,8 +1,11 @@
 """What is printed, letter by letter, at 80 columns."""
 
+import errno
 import io
+import os
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 from rich.console import Console
@@ -189,3 +192,20 @@ def test_colours_only_on_a_terminal(capsys):
     console.say(console.check_table("t", [("a", "fail", "b")]))
     out, err = capsys.readouterr()
     assert "\x1b" not in out + err
+
+
+@pytest.mark.parametrize(
+    ("number", "passed_over"), [(errno.ENOSPC, True), (errno.EPIPE, True), (errno.EIO, False)]
+)
+def test_a_line_that_nobody_can_take_is_no_failure(number, passed_over):
+    """Where a log's disk is full, the run goes on: it may have room elsewhere."""
+
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(number, os.strerror(number))
+
+    with open(os.devnull, "w") as file:
+        stream = Full()
+        stream.fileno = file.fileno
+        with nullcontext() if passed_over else pytest.raises(OSError, match="Input/output"):
+            assert console._Stream(stream).write("unheard") == 7

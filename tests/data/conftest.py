@@ -6,12 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from skips import shared_data
 
 from metarun.data.glyphs import glyphs
 from metarun.data.images import ImageSource
-
-REPOSITORY = Path(__file__).parents[2]
-NAMED_DATA = os.environ.get("METARUN_DATA", "")
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +37,6 @@ def glyph_source(shared_cache: Path) -> ImageSource:
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The root that holds the real Omniglot; skips the test where there is none."""
-    for root in (REPOSITORY / NAMED_DATA if NAMED_DATA else None, REPOSITORY / "../shared/data"):
-        if root and (root / "omniglot/images_background.zip").is_file():
-            return root
+    if root := shared_data():
+        return root
     pytest.skip("real Omniglot is neither in METARUN_DATA nor in ../shared/data")

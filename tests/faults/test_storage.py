@@ -99,10 +99,14 @@ def test_a_file_size_limit_is_a_storage_error_and_goes_on_after_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("size", "options", "words"),
-    [("64k", "rw", "No space left on device"), ("50m", "ro", "Read-only file system")],
+    ("size", "options", "sweep", "words"),
+    [
+        ("64k", "rw", [], "No space left on device"),
+        ("12k", "rw", ["-m", "seed=0,1"], "No space left on device"),  # not a job can start
+        ("50m", "ro", [], "Read-only file system"),
+    ],
 )
-def test_a_real_file_system_that_is_full_or_read_only(tmp_path, size, options, words):
+def test_a_real_file_system_that_is_full_or_read_only(tmp_path, size, options, sweep, words):
     place, log = tmp_path / "mounted", tmp_path / "log"
     place.mkdir()
     text = MOUNTED.format(size=size, options=options)
@@ -126,7 +130,7 @@ def test_a_real_file_system_that_is_full_or_read_only(tmp_path, size, options, w
         "PATH": "/usr/bin:/bin:/usr/sbin:/sbin",
     }
     done = subprocess.run(
-        [*command, *TINY], env=environment, capture_output=True, text=True, timeout=120
+        [*command, *sweep, *TINY], env=environment, capture_output=True, text=True, timeout=120
     )
     if not done.stdout:
         pytest.skip(f"no mount is allowed here: {done.stderr.strip()}")

@@ -196,6 +196,7 @@ def test_one_graph_gives_the_same_and_other_shapes_run_as_they_are() -> None:
         found, wanted = fast(meta, tasks, 3), plain(meta, tasks, 3)
         assert apart(found.gradient, wanted.gradient) < 1e-5
         torch.testing.assert_close(found.losses, wanted.losses)
+        torch.testing.assert_close(found.shift, wanted.shift)
 
 
 def test_what_depends_on_the_meta_step_or_on_numbers_is_not_compiled(

@@ -97,6 +97,31 @@ def test_what_an_evaluation_would_ignore_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("evaluations"))
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["task.ways=3"],
+            r"^task.ways=3: other shapes \(head.weight \[3, 8\], there \[5, 8\]\) than .*; "
+            r"must be task.ways=5$",
+        ),
+        (
+            ["task.shots=2", "dataset=glyphs", "task.ways=5"],
+            r"^dataset=glyphs task.ways=5: other shapes .* trained with; must be dataset=sinusoid "
+            r"task.ways=1$",
+        ),
+    ],
+)
+def test_a_setting_that_changes_shapes_is_named(
+    words: list[str], said: str, tmp_path: Path
+) -> None:
+    images = ["dataset=glyphs", "model=mlp", "model.hidden=[8]", "task.ways=5", "test.tasks=2"]
+    of_the_run = [] if "dataset=glyphs" in words else images
+    assert run_job(tiny_config("algo=fomaml", "budget.total=1", *of_the_run), tmp_path) == 0
+    with pytest.raises(ConfigError, match=said):
+        evaluate_again.main([str(tmp_path), *words])
+
+
 def test_a_data_set_comes_with_its_settings() -> None:
     config = tiny_config("algo=maml")
     words = ["dataset=folder", "dataset.path=here"]

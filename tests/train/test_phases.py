@@ -11,9 +11,12 @@ import pytest
 import torch
 from tiny import TINY, Log, tiny, tiny_config
 
+from metarun.compare import compare
 from metarun.cost import flops_per_meta_step
 from metarun.errors import ConfigError
 from metarun.records import read
+from metarun.report.runs import load
+from metarun.report.tables import clusters, of_run
 from metarun.run import run_job
 from metarun.signals import Stop
 from metarun.state import State
@@ -59,6 +62,22 @@ def test_the_dearer_phase_is_what_a_step_costs() -> None:
     assert flops_per_meta_step(turned, turned.initial()) > before
 
 
+def test_one_family_has_nothing_to_agree_with(tmp_path: Path) -> None:
+    assert run_job(tiny_config("algo=mixture"), tmp_path) == 0
+    outcome = json.loads((tmp_path / "outcome.json").read_text())
+    validated = [r for r in read(tmp_path) if r["kind"] == "validate"]
+    for found in (outcome["clusters"], *validated):
+        assert not {"purity", "nmi", "ari"} & set(found)
+        assert 1 <= found["effective"] <= 2
+    assert sum(outcome["clusters"]["usage"]) == pytest.approx(1)
+    assert dict(of_run(outcome).rows)["clusters"].endswith(" in use")
+    (section,) = compare(load([tmp_path])).sections
+    table = clusters(section)
+    assert table.head[:3] == ("Method", "Clusters in use", "Regret")
+    assert table.caption.startswith("Clusters; regret")
+    assert len(table.rows) == 1
+
+
 def test_records_and_outcome_hold_the_choice_against_the_families(tmp_path: Path) -> None:
     several = ("dataset=multimodal", "dataset.family=mmaml2", "model.hidden=[8]")
     assert run_job(tiny_config("algo=mixture", *several, *TINY[2:]), tmp_path) == 0
@@ -68,9 +87,9 @@ def test_records_and_outcome_hold_the_choice_against_the_families(tmp_path: Path
     assert all(1 <= r["starts_a_task"] <= 2 for r in trained)
     outcome = json.loads((tmp_path / "outcome.json").read_text())
     assert outcome["oracle"] is False
-    clusters = outcome["clusters"]
-    assert np.sum(clusters["confusion"], 1).tolist() == [4, 4]
+    found = outcome["clusters"]
+    assert np.sum(found["confusion"], 1).tolist() == [4, 4]
     arrays = np.load(tmp_path / "scores.npz")
     by_start = arrays["by_start"][:, :, outcome["chosen"]["steps"]]
     own = by_start[np.arange(8), arrays["assignment"]]
-    assert clusters["regret"] == pytest.approx((own - by_start.min(1)).mean())
+    assert found["regret"] == pytest.approx((own - by_start.min(1)).mean())

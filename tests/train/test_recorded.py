@@ -129,7 +129,7 @@ def test_whole_meta_steps_are_those_that_are_called(words: tuple[str, ...]) -> N
 @pytest.mark.slow
 def test_compiled_meta_steps_are_those_that_are_called() -> None:
     """The second part's graph comes from the cache."""
-    words = ("algo=clustered", "algo.warm_up=0", "algo.restart=0", "outer.clip=0.5")
+    words = ("algo=clustered", "algo.warm_up=0", "outer.clip=0.5")
     before = counters["inductor"]["fxgraph_cache_hit"]
     called, _ = trained(*words, "hardware.compile=false")
     whole, log = trained(*words, "hardware.compile=true")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from itertools import count, islice
 from statistics import median
 from typing import Any
 
@@ -14,10 +13,12 @@ from benchmarks.measure import synchronise
 from metarun.ahead import Ahead
 from metarun.assemble import assemble
 from metarun.batching import settle
-from metarun.chunks import in_chunks
 from metarun.config import check, compose_job
 from metarun.data.fetch import data_root
 from metarun.errors import DataError
+from metarun.metastep import MetaSteps
+from metarun.state import State
+from metarun.tasks import Tasks
 
 PRESETS = {
     "omniglot": ("experiment=omniglot_5w1s", "algo=maml"),
@@ -44,36 +45,51 @@ def measure(
         one = found[name]
         say(
             f"{name}: sampling {one['sampling_ms']:.3f} ms, "
-            f"meta-gradient {one['meta_gradient_ms']:.2f} ms, {100 * one['share']:.1f} %"
+            f"meta-step {one['meta_step_ms']:.2f} ms, {100 * one['share']:.1f} %"
         )
     return found
 
 
+class Clocked(Ahead):
+    """Batches drawn ahead, and the seconds that this took."""
+
+    seconds = 0.0
+
+    def batch(self, step: int) -> Tasks:
+        return self._timed(lambda: super(Clocked, self).batch(step))
+
+    def block(self, block: int) -> Tasks:
+        """Draw when it is asked for by itself, as compiled meta-steps do."""
+        return self._timed(lambda: super(Clocked, self).block(block))
+
+    def _timed(self, draw: Callable[[], Tasks]) -> Tasks:
+        device, before = self.experiment.hardware.device, self.seconds
+        begun = _now(device)
+        tasks = draw()
+        self.seconds = before + _now(device) - begun  # a batch's time has its block's in it
+        return tasks
+
+
 def share(words: list[str], device: torch.device) -> dict[str, float]:
-    """Time meta-steps' draws and meta-gradients in turn, for a draw is slower in cold caches."""
+    """Time meta-steps and the draws among them, for a draw is slower in cold caches."""
     experiment = assemble(check(compose_job(words)), data_root())
-    meta = experiment.initial()
-    experiment, _ = settle(experiment, meta)
-    meta_grad, chunk = experiment.algorithm.meta_grad, experiment.tasks_at_once()
-    assert meta_grad is not None
-    batches, steps = Ahead(experiment), count()
-    together = max(LEAST, batches.steps)  # whole blocks of batches that are drawn at once
+    state = State(experiment.initial())
+    experiment, _ = settle(experiment, state.meta)
+    steps, clock = MetaSteps(experiment, state, lambda *_: None), Clocked(experiment)
+    steps.ahead = clock
+    if steps.recorded:
+        steps.recorded.ahead = clock
+    together = max(LEAST, clock.steps)  # whole blocks of batches that are drawn at once
     rounds: list[tuple[float, float]] = []
     for _ in range(1 + ROUNDS):
-        sampling = computing = 0.0
-        for step in islice(steps, together):
-            begun = _now(device)
-            tasks = batches.batch(step)
-            drawn = _now(device)
-            in_chunks(meta_grad, meta, tasks, step, chunk, experiment.workers)
-            sampling, computing = sampling + drawn - begun, computing + _now(device) - drawn
-        rounds.append((1e3 * sampling / together, 1e3 * computing / together))
-    sampling, computing = (median(times) for times in zip(*rounds[1:], strict=True))
-    return {
-        "sampling_ms": sampling,
-        "meta_gradient_ms": computing,
-        "share": sampling / (sampling + computing),
-    }
+        clock.seconds, begun = 0.0, _now(device)
+        for _ in range(together):
+            steps.take(0.0)
+            state.step += 1
+        seconds = _now(device) - begun
+        rounds.append((1e3 * clock.seconds / together, 1e3 * seconds / together))
+    sampling, whole = (median(times) for times in zip(*rounds[1:], strict=True))
+    return {"sampling_ms": sampling, "meta_step_ms": whole, "share": sampling / whole}
 
 
 def _now(device: torch.device) -> float:

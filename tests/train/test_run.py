@@ -214,8 +214,9 @@ def test_test_tasks_change_with_their_own_seed_and_shape(tmp_path: Path) -> None
 @pytest.mark.slow
 def test_the_same_command_in_other_processes_gives_the_same_bits(tmp_path: Path) -> None:
     """Another hash seed, working directory, cache and order of the environment change nothing."""
-    found = set()
-    for number in range(3):
+    assert run_job(tiny_config("algo=maml", "name=same"), tmp_path / "same") == 0
+    found = {bits(tmp_path / "same")}  # this process counts as well
+    for number in range(2):
         place = tmp_path / f"place {number}"
         place.mkdir()
         environment = dict(reversed(list(os.environ.items()))) if number % 2 else dict(os.environ)

@@ -27,15 +27,16 @@ from metarun.train import train
 
 WARM, WARM_STEPS = 0.5, 1_000  # of all steps, or so many
 SAMPLES = 100  # of a whole run, at most one in 20 steps
-WORK, TIRED = 200, 1_000  # turns of a fixed work beside four steps, and added to the last four
+WORK, TIRED = 40, 240  # turns of a fixed work beside four steps, and added to the last four
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def work(turns: int) -> None:
-    """Compute what depends on the machine alone."""
-    x = torch.full((64, 64), 0.01)
+    """Compute what depends on the machine alone: gradients, as a step, and nothing of metarun."""
+    x, weight = torch.ones(10, 40), torch.full((40, 40), 0.01, requires_grad=True)
     for _ in range(turns):
-        x = torch.tanh(x @ x)
+        loss = torch.tanh(torch.tanh(x @ weight) @ weight).square().mean()
+        torch.autograd.grad(loss, [weight])
 
 
 class Watch:

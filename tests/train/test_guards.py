@@ -32,6 +32,8 @@ from metarun.train import train
 
 BAD_STEP, BAD_TASK = 3, 2
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def poisoned(experiment: Experiment, where: str, steps: set[int]) -> Experiment:
     """Return the experiment with one bad task in some steps: in its support, query or gradient."""

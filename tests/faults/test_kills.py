@@ -36,7 +36,7 @@ def test_kill_9_at_any_time_then_resume(tmp_path, family, trials):
     assert counts["bitwise"] == trials
     assert counts["unreadable"] == 0
     assert counts["lost too much"] == 0
-    assert counts["killed"] >= 0.7 * trials  # the others were faster
+    assert counts["killed"] >= 0.6 * trials  # the others were faster
     assert counts["inside a write"] >= trials / 4
 
 

@@ -20,8 +20,9 @@ SHAPES = (
 )
 PRESETS = sorted(path.stem for path in (conf_dir() / "algo").glob("*.yaml"))
 PRESETS.remove("scratch")  # which trains nothing
+IMAGES = ("baselinepp", "centroid", "logreg", "protomaml", "protonet")
 ON = {
-    **dict.fromkeys(("baselinepp", "centroid", "logreg", "protomaml", "protonet"), "glyphs"),
+    **dict.fromkeys((*IMAGES, "alfa"), "glyphs"),  # of its tasks on sinusoids some do run away
     **dict.fromkeys(("clustered", "mixture", "multi_maml", "tsamaml"), "multimodal"),
 }
 STEPS, FEWER = 10_000, {"es_maml": 1_000, "imaml": 1_000}  # whose steps take 20 times as long

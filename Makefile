@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 BENCH ?= --memory
 CPUS ?= auto
+TIMED := tests/faults/test_soak.py tests/faults/test_dead_servers.py
 
-.PHONY: help setup demo test check test-faults golden smoke wheel bench bench-peers clean
+.PHONY: help setup demo test check test-faults test-nightly golden smoke wheel bench bench-peers clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 16
@@ -21,16 +22,20 @@ demo: setup  ## scratch, transfer, FO-MAML and MAML on the embedded glyphs; unde
 	$(BIN)/metarun experiment=transfer_vs_maml
 
 test: check  ## what CI runs: check, then the slow tests (README's commands, a wheel elsewhere)
-	$(BIN)/pytest -q -n $(CPUS) --dist worksteal -m 'slow and not faults'
+	$(BIN)/pytest -q -n $(CPUS) --dist worksteal -m 'slow and not faults and not nightly'
 
 check: setup  ## format, lint, types, fast tests; 4 minutes on 2 cores
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/pytest -q -n $(CPUS) --dist worksteal -m 'not faults and not slow'
+	$(BIN)/pytest -q -n $(CPUS) --dist worksteal -m 'not faults and not slow and not nightly'
 
 test-faults: setup  ## kills, full disks, dead networks, stopped sweeps; minutes, best undisturbed
-	$(BIN)/pytest -q -n $(CPUS) -m faults
+	$(BIN)/pytest -q -n $(CPUS) -m 'faults and not nightly'
+
+test-nightly: setup  ## 500 kills, soaks of 10,000 and 20,000 steps; first, alone, what is timed
+	$(BIN)/pytest -q -m nightly $(TIMED)
+	$(BIN)/pytest -q -n $(CPUS) --dist worksteal -m nightly $(TIMED:%=--ignore=%)
 
 golden: setup  ## accept today's numbers as the golden ones
 	METARUN_GOLDEN=write $(BIN)/pytest -q tests/test_golden.py

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from metarun.data.source import Split
 
 HERE = Path(__file__).parent
@@ -83,6 +85,8 @@ def noise(root: Path, *, size: int, **_: Any) -> Any:
 
 def peak(setting: str, method: str, steps: int, device: str) -> dict[str, Any]:
     """Return the bytes that one meta-gradient needs at most, beyond its inputs, and a start's."""
+    import gc
+
     import torch
 
     from metarun.assemble import assemble
@@ -101,6 +105,7 @@ def peak(setting: str, method: str, steps: int, device: str) -> dict[str, Any]:
     assert meta_grad is not None
     size = sum(v.numel() * v.element_size() for v in meta["params"].values())
     meta_grad(meta, task, 0)  # what a first call allocates for good is not the method's
+    gc.collect()  # nor what is let go of
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -128,16 +133,20 @@ def _largest_sum(profile: Any) -> int:
     return most
 
 
-def measure(setting: str, method: str, steps: int, device: str = "cpu") -> dict[str, Any]:
-    """Return `peak` from a fresh process."""
-    command = [sys.executable, __file__, "--one", setting, method, str(steps), "--device", device]
+def measure(
+    setting: str, methods: Iterable[str], steps: Iterable[int], device: str = "cpu"
+) -> dict[str, dict[int, dict[str, Any]]]:
+    """Return `peak` by method and steps, one after another in one fresh process."""
+    asked = [",".join(methods), ",".join(map(str, steps))]
+    command = [sys.executable, __file__, "--only", setting, *asked, "--device", device]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
-    return json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {method: {int(k): one for k, one in by.items()} for method, by in found.items()}
 
 
 def measured(setting: str, device: str) -> dict[str, Any]:
     """Return every method's peak after every number of steps."""
-    found = {m: {k: measure(setting, m, k, device) for k in STEPS} for m in METHODS}
+    found = {m: {k: measure(setting, [m], [k], device)[m][k] for k in STEPS} for m in METHODS}
     some = found["unrolled"][1]
     return {
         "setting": setting,
@@ -180,15 +189,20 @@ def draw(stored: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    """Measure all, or one, or only draw."""
+    """Measure all, or some, or only draw."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--one", nargs=3, metavar=("SETTING", "METHOD", "STEPS"))
+    parser.add_argument("--only", nargs=3, metavar=("SETTING", "METHOD,...", "STEPS,..."))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--draw", action="store_true")
     told = parser.parse_args()
-    if told.one:
-        setting, method, steps = told.one
-        print(json.dumps(peak(setting, method, int(steps), told.device)))
+    if told.only:
+        setting, methods, steps = told.only
+        asked = [int(k) for k in steps.split(",")]
+        found = {
+            method: {k: peak(setting, method, k, told.device) for k in asked}
+            for method in methods.split(",")
+        }
+        print(json.dumps(found))
         return
     store = HERE / "memory.json"
     if not told.draw:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
@@ -152,10 +153,9 @@ def explaining(command: Command) -> Generator[None]:
 
     def without_settings() -> DictConfig:
         with initialised(command.folder):
-            loader = GlobalHydra.instance().config_loader()
             overrides = _parsed(command.overrides)
             plain = [o for o in overrides if not o.is_delete() and o.package is None]
-            groups = [o for o in plain if loader.get_group_options(o.key_or_group)]
+            groups = [o for o in plain if _options(o.key_or_group)]
             return _compose(command, [_first_value(o) for o in groups])
 
     try:
@@ -175,6 +175,12 @@ def _compose(command: Command, overrides: list[str]) -> DictConfig:
 def _parsed(overrides: list[str]) -> list[Override]:
     loader = GlobalHydra.instance().config_loader()
     return OverridesParser.create(config_loader=loader).parse_overrides(overrides)
+
+
+def _options(group: str) -> list[str]:
+    """Return a group's options, of anything else none; Hydra's own call copies all that it read."""
+    sources = [s for s in GlobalHydra.instance().config_loader().get_sources() if s.is_group(group)]
+    return sorted({name for s in sources for name in s.list(group, ObjectType.CONFIG)})
 
 
 def _first_value(override: Override) -> str:
@@ -232,7 +238,7 @@ def _refuse_escapes(overrides: list[Override]) -> None:
     """Refuse what is no option's name, and what would be read from outside the options' folders."""
     for override in overrides:
         group, said = override.key_or_group, (override.input_line or "").partition("=")[2]
-        options = GlobalHydra.instance().config_loader().get_group_options(group)
+        options = _options(group)
         if not options or override.is_delete():
             continue
         one = not override.is_sweep_override() and not isinstance(override.value(), str | list)

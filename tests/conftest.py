@@ -23,6 +23,12 @@ def seeded() -> None:
 
 
 @pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made and not drawn, which takes longer than all else in a tiny run."""
+    monkeypatch.setattr("metarun.plots.render", lambda figure, kind: b"")
+
+
+@pytest.fixture
 def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An output root of the test's own."""
     root = tmp_path / "outputs"

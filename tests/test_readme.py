@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 SHORT = ("debug=default", "test.tasks=8")
+FEWER = {"seed=0,1,2": "seed=0,1", "outer.lr=0.001,0.003": "outer.lr=0.003"}  # jobs of a sweep
 
 
 def lines(kind: str) -> list[str]:
@@ -50,6 +51,7 @@ def test_commands_run(line: str, tmp_path: Path) -> None:
     words = shlex.split(line)[1:]
     if "--cfg" not in words:
         words += [*SHORT] if "budget" not in line else [*SHORT, "budget.total=1"]
+        words = [FEWER.get(word, word) for word in words]
     environment = {}
     if "omniglot" in line:
         place = data()
@@ -109,9 +111,7 @@ def test_an_algorithm_of_ones_own_runs_resumes_and_is_compared(tmp_path: Path) -
     done = metarun([*words, *short], tmp_path, **environment)
     assert done.returncode == 0, done.stderr
     assert "going on from meta-step" in done.stdout
-    other = metarun(["dataset=sinusoid", *SHORT, "name=other"], tmp_path)
-    assert other.returncode == 0, other.stderr
-    done = metarun(["compare", "outputs/own", "outputs/other"], tmp_path, COLUMNS="100")
+    done = metarun(["compare", "outputs/own"], tmp_path, COLUMNS="100")
     assert done.returncode == 0, done.stderr
     assert "slow" in done.stdout
 

@@ -137,9 +137,9 @@ def test_a_proximal_force_without_bound_leaves_the_query_s_gradient_at_the_start
     losses = query_losses(ON, start, TASKS)
     pulls = torch.autograd.grad(losses.mean(), list(params.values()))
     expected = {"params": dict(zip(params, pulls, strict=True))}
-    strengths = (1e4, 1e6, 1e8)
-    left = [distance(bound(strength).gradient, expected) for strength in strengths]
-    torch.testing.assert_close(bound(1e8).losses, losses.detach(), rtol=1e-5, atol=0)
+    found = [bound(strength) for strength in (1e4, 1e6, 1e8)]
+    left = [distance(each.gradient, expected) for each in found]
+    torch.testing.assert_close(found[-1].losses, losses.detach(), rtol=1e-5, atol=0)
     assert left[-1] < 1e-5
     for nearer, farther in zip(left[1:], left, strict=False):
         assert nearer / farther == pytest.approx(0.01, rel=0.1)

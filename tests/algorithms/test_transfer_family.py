@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -242,15 +243,16 @@ def test_regression_is_refused(factory) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("algo", ["baselinepp", "logreg", "centroid"])
 def test_a_run_that_was_cut_ends_in_the_same_bits(algo: str, tmp_path: Path) -> None:
     """On images, with the state that pre-training keeps and the rates that validation chose."""
     small = ["model.filters=4", "outer.batch=2", "task.queries=2", "task.test_queries=2"]
     short = ["debug=default", "budget.total=8", "checkpoints.every=2", "checkpoints.keep=9"]
     config = compose_job([f"algo={algo}", "dataset=glyphs", "hardware=cpu", *small, *short])
-    for place in ("whole", "cut"):
-        assert run_job(config, tmp_path / place) == 0
+    assert run_job(config, tmp_path / "whole") == 0
     cut = tmp_path / "cut"
+    shutil.copytree(tmp_path / "whole", cut)
     for path in (cut / "checkpoints").glob("step-*.safetensors"):
         if int(path.stem.removeprefix("step-")) > 4:
             path.unlink()

@@ -26,6 +26,8 @@ from metarun.run import run_job
 from metarun.signals import Stop
 from metarun.usage import USAGE, Upkeep, initial_usage, kept_in_use
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 LOST = 2  # the start that no task chooses
 KEPT = dict(share_rate=0.1, restart=0.1)
 FAMILIES = {

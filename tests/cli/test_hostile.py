@@ -123,6 +123,13 @@ def test_names_stay_inside(word: str, place: Path, capfd: pytest.CaptureFixture[
     assert word.partition("=")[0] in refused(place, capfd, word)
 
 
+@pytest.mark.parametrize("word", ["algo=../x", "algo=/etc/passwd", "model=../model/mlp"])
+def test_an_option_is_a_name_even_where_a_file_is_there(
+    word: str, place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert "must be the name of an option" in refused(place, capfd, word)
+
+
 def test_no_pickle_is_read(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (place / "extra" / "config.pickle").write_bytes(b"cos\nmkdir\n(S'touched'\ntR.")
     refused(place, capfd, "--experimental-rerun", "extra/config.pickle")

@@ -119,14 +119,17 @@ def test_outputs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert paths.outputs_root() == tmp_path / "elsewhere"
 
 
-@pytest.mark.slow
-def test_requeue_finds_its_run(tmp_path: Path) -> None:
+TIMES = [pytest.param(4, marks=pytest.mark.slow), pytest.param(10, marks=pytest.mark.nightly)]
+
+
+@pytest.mark.parametrize("times", TIMES)
+def test_requeue_finds_its_run(times: int, tmp_path: Path) -> None:
     """Goal 5: the same command, at another time and from another place, finds its folder."""
     folders: set[str] = set()
-    for attempt in range(10):
+    for attempt in range(times):
         place = tmp_path / f"place {attempt}"
         place.mkdir()
-        shift = str((attempt - 5) * 86_400 * 400)
+        shift = str((attempt - times // 2) * 86_400 * 400)
         ended = subprocess.run(
             [sys.executable, "-c", SHIFTED, shift, "dataset=sinusoid", "debug=default"],
             capture_output=True,

@@ -29,14 +29,15 @@ def kills(tmp_path: Path, mode: str, family: str, trials: int) -> Counter[str]:
     return counts
 
 
+@pytest.mark.parametrize("trials", [20, pytest.param(100, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_kill_9_at_any_time_then_resume(tmp_path, family):
-    counts = kills(tmp_path, "any", family, 20)
-    assert counts["bitwise"] == 20
+def test_kill_9_at_any_time_then_resume(tmp_path, family, trials):
+    counts = kills(tmp_path, "any", family, trials)
+    assert counts["bitwise"] == trials
     assert counts["unreadable"] == 0
     assert counts["lost too much"] == 0
-    assert counts["killed"] >= 14  # the others were faster
-    assert counts["inside a write"] >= 5
+    assert counts["killed"] >= 0.6 * trials  # the others were faster
+    assert counts["inside a write"] >= trials / 4
 
 
 def test_the_same_kills_catch_a_writer_that_writes_in_place(tmp_path):

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from children import python
 
+LONG = pytest.mark.timeout(1200)
+
 
 def soak(steps: int, *words: str) -> dict[str, float]:
     """Train for some steps; return what the process grew by."""
     process = python(Path(__file__).with_name("soak.py"), str(steps), *words)
-    out, error = process.communicate(timeout=280)
+    out, error = process.communicate(timeout=1200)
     assert out, error
     print(out)
     return json.loads(out)
@@ -33,8 +35,18 @@ def test_the_same_watch_sees_one_kept_graph_a_step():
 
 
 @pytest.mark.faults
-def test_a_long_soak():
-    grown = soak(1_500)
+@pytest.mark.parametrize(
+    ("steps", "drift"),
+    [(1_500, 0.1), pytest.param(20_000, 0.03, marks=(pytest.mark.nightly, LONG))],
+)
+def test_a_long_soak(steps, drift):
+    grown = soak(steps)
+    assert abs(grown["drift"]) < drift
     assert grown["mib_per_1000_steps"] < 0.5
     assert grown["mib"] < 5
     assert grown["files"] == grown["threads"] == grown["tensors"] == 0
+
+
+@pytest.mark.faults
+def test_the_same_watch_sees_steps_that_get_slower():
+    assert soak(1_500, "tire")["drift"] > 0.1

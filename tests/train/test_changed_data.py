@@ -17,6 +17,8 @@ from metarun.config import check, compose_job
 from metarun.outcome import task_list
 from metarun.run import run_job
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 CLASSES = {"train": 4, "validation": 2, "test": 2}
 IMAGES = 100  # a class
 

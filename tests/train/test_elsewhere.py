@@ -12,6 +12,8 @@ from metarun import checkpoint
 from metarun.records import merged, read
 from metarun.run import run_job
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 CONFIG = ("algo=maml", "hardware.threads=null", "checkpoints.keep=9")
 
 

@@ -17,6 +17,8 @@ from metarun.report.pooling import methods
 from metarun.report.runs import load
 from metarun.run import run_job
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def evaluated(run: Path, *overrides: str) -> Path:
     """Evaluate a run; return the folder that this left behind."""

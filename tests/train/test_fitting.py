@@ -18,6 +18,8 @@ from metarun.records import read
 from metarun.run import run_job
 from metarun.trees import apart
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 CPU = torch.device("cpu")
 MIB = 2**20
 MEASURED = """

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,8 @@ from metarun.tasks import Tasks
 from metarun.train import train
 
 BAD_STEP, BAD_TASK = 3, 2
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def poisoned(experiment: Experiment, where: str, steps: set[int]) -> Experiment:
@@ -91,15 +94,21 @@ POISONED = [(where, algo) for where in PLACES for algo in (*FAMILIES, *OTHERS)]
 POISONED.remove(("gradient", "multi_maml"))  # it reads the modes, of which this place makes a mark
 
 
+@cache
+def healthy(algo: str) -> tuple[Experiment, Meta]:
+    """Return an experiment, and its meta-parameters before the step that will be bad."""
+    experiment = tiny(f"algo={algo}", "outer.schedule=constant", "outer.lr_min=0")
+    short = replace(experiment, budget=replace(experiment.budget, total=BAD_STEP))
+    return experiment, train(short, State(short.initial()), Log(), Stop(), 0.0).meta
+
+
 @pytest.mark.parametrize(
     ("where", "algo"),
     [pytest.param(*each, marks=[pytest.mark.slow] * (each[1] in OTHERS)) for each in POISONED],
 )
 def test_divergence_stops_in_its_own_step_with_the_state_untouched(where: str, algo: str) -> None:
-    words = (f"algo={algo}", "outer.schedule=constant", "outer.lr_min=0")
-    experiment = poisoned(tiny(*words), where, {BAD_STEP})
-    healthy = tiny(*words, f"budget.total={BAD_STEP}")
-    expected = train(healthy, State(healthy.initial()), Log(), Stop(), 0.0)
+    plain, expected = healthy(algo)
+    experiment = poisoned(plain, where, {BAD_STEP})
     state, log = State(experiment.initial()), Log()
     with pytest.raises(
         DivergedError, match=f"at meta-step {BAD_STEP}: .*(inner_lr|outer.lr)"
@@ -107,7 +116,7 @@ def test_divergence_stops_in_its_own_step_with_the_state_untouched(where: str, a
         train(experiment, state, log, Stop(), 0.0)
     assert "\n" not in str(caught.value)
     assert state.step == BAD_STEP
-    for group, params in expected.meta.items():
+    for group, params in expected.items():
         for name, value in params.items():
             assert torch.equal(state.meta[group][name], value)
     kind, step, figures = log.records[-1]

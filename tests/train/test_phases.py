@@ -23,6 +23,8 @@ from metarun.state import State
 from metarun.tasks import Tasks
 from metarun.train import train
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.mark.parametrize(("steps", "formed"), [(5, 0), (6, 0), (7, 1), (12, 1)])
 def test_the_turn_comes_before_its_meta_step_and_once(steps: int, formed: int) -> None:

@@ -22,6 +22,8 @@ from metarun.state import State
 from metarun.tasks import Tasks
 from metarun.train import train
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 NO_ROOM = "CUDA out of memory. Tried to allocate 2 GiB"
 STEP, BAD = 3, 2  # the meta-step that diverges, and the task that makes it
 TURNING = ("algo=tsamaml", "hardware.dtype=float64", "outer.batch=8", "algo.tasks=20")

@@ -25,6 +25,7 @@ sys.exit(main(sys.argv[2:]))
 """
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 TURKISH = {"LC_ALL": "tr_TR.UTF-8", "LANG": "tr_TR.UTF-8"}
+UNSET = ("HOME", "XDG_CACHE_HOME", "LC_ALL", "METARUN_OUTPUTS")
 PROGRAM, CLOCK = ("-m", "metarun"), ("-c", BACKWARDS)
 SURROUNDINGS = {
     "ascii, an odd folder": (PROGRAM, ASCII, ODD),
@@ -35,7 +36,7 @@ SURROUNDINGS = {
 
 def metarun(program: tuple[str, ...], place: Path, more: dict[str, str]) -> str:
     """Give the command in a folder, without a home; return what it said."""
-    kept = {k: v for k, v in os.environ.items() if k not in ("HOME", "XDG_CACHE_HOME", "LC_ALL")}
+    kept = {k: v for k, v in os.environ.items() if k not in UNSET}
     ended = subprocess.run(
         [sys.executable, *program, *WORDS],
         cwd=place,

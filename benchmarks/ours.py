@@ -70,8 +70,9 @@ def build(threads: int, overrides: Sequence[str] = ()) -> Build:
         before = torch.get_num_threads()
         experiment = _experiment(work, tasks, threads, overrides)
         wanted = torch.get_num_threads()  # what training leaves to the thread that calls
+        found = _contender(experiment, values, wanted)  # a graph is compiled for so many
         torch.set_num_threads(before)
-        return _contender(experiment, values, wanted)
+        return found
 
     return contender
 

@@ -69,23 +69,21 @@ class MetaSteps:
         return self._in_chunks(self.ahead.batch(self.state.step))[0]
 
     def _recorded(self) -> Recorded | None:
-        """Record a meta-step; where it cannot be recorded, say so in one line."""
-        experiment, begun = self.experiment, time.perf_counter()
+        """Record a meta-step whose tasks all run at once; say in one line what cannot be."""
+        experiment, begun, found = self.experiment, time.perf_counter(), None
         graph, hardware = experiment.algorithm.meta_grad, experiment.hardware
         assert isinstance(graph, Graph)
-        on_cpu, found, why = hardware.device.type == "cpu", None, "yes"
-        if (self.state.chunk or experiment.tasks_at_once()) < experiment.outer.batch:
-            why, instead = "a batch is more than the tasks at once", "calling the graph each time"
-        else:
-            instead = "running it as it is" if on_cpu else "calling the graph each time"
-            if on_cpu:  # where the graph was not compiled by itself
-                self.meta_grad = graph.plain
+        on_cpu, instead = hardware.device.type == "cpu", "calling the graph each time"
+        why, told = "a batch is more than the tasks at once", not on_cpu
+        if (self.state.chunk or experiment.tasks_at_once()) >= experiment.outer.batch:
+            if on_cpu:  # where the graph by itself was not compiled
+                self.meta_grad, instead = graph.plain, "running it as it is"
             try:
                 within = graph.traced if on_cpu else graph
-                found = Recorded(within, graph.plain, self.optimizer, self.ahead)
+                found, why = Recorded(within, graph.plain, self.optimizer, self.ahead), "yes"
             except NotRecordedError as error:
-                why = str(error)
-        if found is None and hardware.compile is True:
+                why, told = str(error), True
+        if found is None and told and hardware.compile is True:
             console.warn(f"hardware.compile: not recorded: {why}; {instead}")
         seconds = round(time.perf_counter() - begun, 3)
         self.record("recorded", self.state.step, {"recorded": why, "seconds": seconds})

@@ -12,7 +12,7 @@ from tiny import Log, tiny
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from metarun import recorded
+from metarun import compiled, recorded
 from metarun.batching import settle
 from metarun.compiled import NotCompiledError
 from metarun.data.regression import RegressionSource
@@ -105,7 +105,8 @@ def same(whole: State, called: State) -> None:
 @pytest.fixture
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run graphs operation by operation: what is traced is tested, not the compiler."""
-    monkeypatch.setattr(recorded, "built", lambda graph, _: graph)
+    for module in (compiled, recorded):
+        monkeypatch.setattr(module, "built", lambda graph, _: graph)
 
 
 @pytest.mark.usefixtures("uncompiled")
@@ -123,6 +124,17 @@ def test_whole_meta_steps_are_those_that_are_called(words: tuple[str, ...]) -> N
     whole, log = trained(*words, "hardware.compile=true")
     assert said(log) == ["yes", "yes"]
     same(whole, called)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_batch_in_parts_calls_the_graph_without_a_word(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    called, _ = trained("algo=fomaml", "hardware.compile=false")
+    parts, log = trained("algo=fomaml", "hardware.compile=true", "hardware.chunk=2")
+    assert said(log) == ["a batch is more than the tasks at once"] * 2
+    assert "hardware.compile" not in capsys.readouterr().err
+    same(parts, called)
 
 
 @COMPILED

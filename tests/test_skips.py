@@ -33,7 +33,20 @@ def ended(name: str, folder: Path, data: Path) -> subprocess.CompletedProcess[st
     which = ["-k", "not marked"] if name in LISTED else []
     environment = os.environ | {"PYTHONPATH": str(TESTS), "METARUN_DATA": str(data)}
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "skips", "-n", "2", "--rootdir", ".", ".", *which],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-p",
+            "skips",
+            "-n",
+            "2",
+            "-rN",
+            "--rootdir",
+            ".",
+            ".",
+            *which,
+        ],
         capture_output=True,
         text=True,
         env=environment,

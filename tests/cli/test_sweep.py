@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -317,9 +316,7 @@ def test_a_mistake_leaves_a_finished_sweep_alone(
 
 
 @pytest.mark.slow
-def test_a_job_is_the_same_whatever_varies_beside_it(
-    outputs: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_job_is_the_same_whatever_varies_beside_it(outputs: Path) -> None:
     def given(*words: str) -> list[str]:
         """Give a command; return what it trained."""
         assert cli.main(["-m", "launch=local", "name=mine", *TINY, *words]) == 0
@@ -328,14 +325,7 @@ def test_a_job_is_the_same_whatever_varies_beside_it(
     assert given("algo=scratch,transfer", "seed=0") == ["algo=scratch", "algo=transfer"]
     assert given("algo=scratch", "seed=0,1") == ["seed=1"], "smaller in one way, larger in another"
     assert given("algo=transfer,scratch", "seed=1,0") == ["algo=transfer,seed=1"]
-    capfd.readouterr()
     assert given("algo=transfer", "seed=0,1") == []
-    said, last = "", time.monotonic() + 20
-    while said.count("done before: test mse") < 2 and time.monotonic() < last:
-        time.sleep(0.05)  # what a worker of the launcher says comes when its process gives it away
-        said += capfd.readouterr().out
-    for name in ("algo=transfer", "algo=transfer,seed=1"):
-        assert f"/2] {name}: done before: test mse" in said
     assert len(results(outputs / "mine")) == 4
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import is_dataclass
@@ -75,9 +76,18 @@ def converted(key: str, value: Any, annotation: Any) -> Any:
     except ValidationError:
         _refuse_within(key, value, annotation)
         near = did_you_mean(str(value), [str(choice) for choice in _choices(annotation)])
+        near = near or _range(key, value, annotation)
         raise ConfigError(
             f"{key}: {shown(value)} is not allowed{near}; must be {describe(annotation)}"
         ) from None
+
+
+def _range(key: str, value: Any, annotation: Any) -> str:
+    """Tell who writes 0..3 for a whole number how a sweep goes over several."""
+    found = re.fullmatch(r"(\d+)(?:\.\.|-|:)(\d+)", str(value))
+    if found is None or not describe(annotation).startswith(WORDS[int]):
+        return ""
+    return f" (several are a sweep: -m '{key}=range({found[1]},{int(found[2]) + 1})')"
 
 
 def _refuse_within(key: str, value: Any, annotation: Any) -> None:

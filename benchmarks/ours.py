@@ -14,9 +14,9 @@ from benchmarks.contender import OUTER_LR, Build, Contender
 from benchmarks.nets import WIDTHS
 from benchmarks.works import Work
 from metarun.assemble import Experiment, assemble
-from metarun.batching import settle
 from metarun.config import Part, check, compose_job
-from metarun.metastep import MetaSteps
+from metarun.engine.batching import settle
+from metarun.engine.metastep import MetaSteps
 from metarun.state import State
 from metarun.tasks import Tasks
 

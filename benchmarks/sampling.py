@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from benchmarks.measure import synchronise
-from metarun.ahead import Ahead
 from metarun.assemble import assemble
-from metarun.batching import settle
 from metarun.config import check, compose_job
 from metarun.data.fetch import data_root
+from metarun.engine.ahead import Ahead
+from metarun.engine.batching import settle
+from metarun.engine.metastep import MetaSteps
 from metarun.errors import DataError
-from metarun.metastep import MetaSteps
 from metarun.state import State
 from metarun.tasks import Tasks
 

@@ -161,7 +161,7 @@ def measured(setting: str, device: str) -> dict[str, Any]:
 
 def draw(stored: list[dict[str, Any]], path: Path) -> None:
     """Draw the stored numbers, a panel for each setting."""
-    from metarun import plots
+    from metarun.report import plots
 
     labels = {
         "unrolled": ("MAML, unrolled", plots.COLOURS["maml"]),

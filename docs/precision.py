@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from metarun.assemble import assemble
-from metarun.batching import settle
-from metarun.chunks import in_chunks
 from metarun.config import check, compose_job
 from metarun.data.fetch import data_root
+from metarun.engine.batching import settle
+from metarun.numerics.chunks import in_chunks
 
 IMAGES = ("dataset=glyphs", "outer.batch=32", "suggest.inner_lr=0.4")
 DEEP = ("dataset=glyphs", "model=resnet12", "outer.batch=2")

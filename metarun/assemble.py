@@ -12,20 +12,20 @@ from typing import Any
 import torch
 
 from metarun.algorithms.base import MetaAlgorithm
-from metarun.chunks import halving
-from metarun.compiled import pays
 from metarun.config import Checked, Part
 from metarun.data.source import Source, Split
 from metarun.errors import ConfigError
 from metarun.evaluate import Scores, evaluate
+from metarun.gradients.metagradient import ALONE
 from metarun.hardware import WORTH_A_THREAD, Hardware
-from metarun.longloop import observed
-from metarun.metagradient import ALONE
 from metarun.models.layers import kernel_blocks, use_kernels
 from metarun.models.net import Net, alone_in_norm, set_running, use_running
-from metarun.parallel import Workers
+from metarun.numerics.chunks import halving
+from metarun.numerics.compiled import pays
+from metarun.numerics.longloop import observed
+from metarun.numerics.parallel import Workers
 from metarun.problem import Meta, Problem
-from metarun.settings import Budget, Checkpoints, Outer, TaskShape, Test, Validation
+from metarun.settings.sections import Budget, Checkpoints, Outer, TaskShape, Test, Validation
 from metarun.signals import Stop
 from metarun.tasks import Tasks, examples_as_tasks
 

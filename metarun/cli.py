@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from hydra.conf import HydraConf
     from omegaconf import DictConfig
 
-    from metarun.compose import Command
+    from metarun.settings.compose import Command
 
 VERBS = {
     "compare": "metarun.compare:main",
-    "doctor": "metarun.doctor:main",
-    "evaluate": "metarun.evaluate_again:main",
-    "resume": "metarun.resume:main",
+    "doctor": "metarun.verbs.doctor:main",
+    "evaluate": "metarun.verbs.evaluate_again:main",
+    "resume": "metarun.verbs.resume:main",
     "sync": "metarun.tracking:sync_main",
-    "verify": "metarun.verify:main",
+    "verify": "metarun.verbs.verify:main",
 }
 FIRST_WORDS = (*VERBS, "--help", "--version")
 
@@ -63,20 +63,20 @@ def _dispatch(words: list[str]) -> int:
         print(f"metarun {__version__}")
         return 0
     if {"--help", "-h"} & set(words) and (words[0] in VERBS or not _is_verb(words[0])):
-        from metarun import help
+        from metarun.settings import help
 
         print(help.text(words))
         return 0
     if words and _is_verb(words[0]):
         return _verb(words[0])(words[1:])
-    from metarun.compose import compose, parse
+    from metarun.settings.compose import compose, parse
 
     command = parse(words)
     if command.shows:
         return _show(command)
     composed = compose(command)
     if composed.sweep:
-        from metarun import sweep
+        from metarun.sweeps import sweep
 
         return sweep.run(command, composed)
     return _run(command)
@@ -99,8 +99,8 @@ def _verb(name: str) -> Callable[[list[str]], int]:
 def _run(command: Command) -> int:
     from hydra.core.hydra_config import HydraConfig
 
-    from metarun.compat import run_hydra
-    from metarun.compose import NO_LOGGING, explaining, resolved
+    from metarun.settings.compat import run_hydra
+    from metarun.settings.compose import NO_LOGGING, explaining, resolved
 
     composed: list[tuple[DictConfig, HydraConf]] = []
 
@@ -124,8 +124,8 @@ def _run(command: Command) -> int:
 
 def _show(command: Command) -> int:
     """Let Hydra print what was asked for, all of it or a single line of complaint."""
-    from metarun.compat import run_hydra
-    from metarun.compose import NO_LOGGING, explaining
+    from metarun.settings.compat import run_hydra
+    from metarun.settings.compose import NO_LOGGING, explaining
 
     def nothing(_: DictConfig) -> None:
         raise AssertionError("nothing is run")

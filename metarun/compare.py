@@ -10,7 +10,6 @@ from typing import Any
 
 from metarun.errors import ConfigError, DataError, MetarunError
 from metarun.files import prepare_folder, write_atomic
-from metarun.help import usage
 from metarun.nearest import did_you_mean
 from metarun.paths import find_folder, named_folder
 from metarun.report.pairing import section
@@ -18,6 +17,7 @@ from metarun.report.pooling import distinct
 from metarun.report.result import Comparison, Section, to_json
 from metarun.report.runs import Found, LeftOut, Run, load
 from metarun.report.words import shape
+from metarun.settings.help import usage
 
 __all__ = ["build", "compare", "load", "main"]
 

@@ -18,9 +18,9 @@ from pydantic import Field
 from metarun.errors import ConfigError
 from metarun.nearest import shown, unknown
 from metarun.paths import conf_dir
-from metarun.schema import Parameter, checked, converted, parameters
-from metarun.settings import GROUPS, SECTIONS, Count, Outer
-from metarun.together import check_together
+from metarun.settings.schema import Parameter, checked, converted, parameters
+from metarun.settings.sections import GROUPS, SECTIONS, Count, Outer
+from metarun.settings.together import check_together
 
 NAMESPACES = {  # where a group's factory may live; $METARUN_ALLOW adds more, never a configuration
     "algo": "metarun.algorithms.",
@@ -94,7 +94,11 @@ def compose_job(overrides: list[str]) -> dict[str, Any]:
     Raises:
         ConfigError: what Hydra refuses, in one line.
     """
-    from metarun.compose import compose, parse, resolved  # keeps Hydra out of jobs and workers
+    from metarun.settings.compose import (  # keeps Hydra out of jobs and workers
+        compose,
+        parse,
+        resolved,
+    )
 
     return resolved(compose(parse(overrides)).config)
 

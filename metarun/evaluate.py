@@ -17,7 +17,7 @@ from torch import Tensor
 from metarun.algorithms.base import MetaAlgorithm
 from metarun.errors import DivergedError
 from metarun.inner import over_tasks
-from metarun.parallel import Workers
+from metarun.numerics.parallel import Workers
 from metarun.problem import Meta, Params, Problem
 from metarun.tasks import Tasks
 

@@ -15,7 +15,7 @@ from pydantic import Field
 from metarun import console
 from metarun.errors import ConfigError
 from metarun.kernels.build import FAILED, why_not
-from metarun.parallel import Workers
+from metarun.numerics.parallel import Workers
 from metarun.precision import Precision, tensor_float
 
 Batching = Literal["auto", "loop", "vmap", "batched", "tune"]

@@ -16,11 +16,11 @@ import torch
 
 from metarun import __version__
 from metarun.assemble import Experiment
-from metarun.clusters import families
-from metarun.cost import count
+from metarun.engine.cost import count
+from metarun.engine.fitting import peak_memory_bytes
 from metarun.evaluate import Chosen, Scores
-from metarun.fitting import peak_memory_bytes
 from metarun.records import masked
+from metarun.report.clusters import families
 from metarun.state import State
 from metarun.train import summary
 

@@ -8,21 +8,23 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from metarun import console, manifest, plots, tracking, yamlfile
+from metarun import console, manifest, tracking
 from metarun.assemble import Experiment, assemble
-from metarun.batching import settle
-from metarun.chunks import memory_told
 from metarun.config import Checked, check
-from metarun.cost import flops_per_meta_step
-from metarun.crew import crew
 from metarun.data.fetch import data_root
+from metarun.engine.batching import settle
+from metarun.engine.cost import flops_per_meta_step
+from metarun.engine.crew import crew
 from metarun.errors import ConfigError, DivergedError, MetarunError
 from metarun.evaluate import SMALLER, Scores, choose
 from metarun.files import folder_lock, prepare_folder, write_atomic
+from metarun.numerics.chunks import memory_told
 from metarun.outcome import outcome, outcome_file, score_file, versions
 from metarun.paths import config_digest, refuse_other_run
 from metarun.problem import Meta
 from metarun.records import Records, masked, merged, read
+from metarun.report import plots
+from metarun.settings import yamlfile
 from metarun.signals import Stop, nothing_to_save, stop_requests
 from metarun.state import State, Vault
 from metarun.train import train

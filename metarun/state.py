@@ -12,9 +12,9 @@ from torch import Tensor
 
 from metarun import checkpoint, console
 from metarun.assemble import Experiment
-from metarun.chunks import map_meta
 from metarun.errors import CheckpointError
-from metarun.outer import Moments
+from metarun.numerics.chunks import map_meta
+from metarun.numerics.outer import Moments
 from metarun.paths import config_digest, flat
 from metarun.problem import Meta
 

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from metarun.algorithms.base import Turn
 from metarun.assemble import Experiment
-from metarun.chunks import turned
-from metarun.clusters import agreement
-from metarun.crew import Crew
+from metarun.engine.crew import Crew
+from metarun.engine.metastep import MetaSteps
 from metarun.evaluate import Scores
-from metarun.metagradient import MetaGradient
-from metarun.metastep import MetaSteps
-from metarun.outer import OuterOptimizer
+from metarun.gradients.metagradient import MetaGradient
+from metarun.numerics.chunks import turned
+from metarun.numerics.outer import OuterOptimizer
+from metarun.report.clusters import agreement
 from metarun.signals import Stop
 from metarun.state import State
 from metarun.tasks import Tasks

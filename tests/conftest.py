@@ -25,7 +25,7 @@ def seeded() -> None:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are made and not drawn, which takes longer than all else in a tiny run."""
-    monkeypatch.setattr("metarun.plots.render", lambda figure, kind: b"")
+    monkeypatch.setattr("metarun.report.plots.render", lambda figure, kind: b"")
 
 
 @pytest.fixture

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from metarun.algorithms.maml import maml as whole_maml
-from metarun.estimators import Implicit
-from metarun.metagradient import MetaGradient
+from metarun.gradients.estimators import Implicit
+from metarun.gradients.metagradient import MetaGradient
 from metarun.models.conv4 import conv4
 from metarun.models.mlp import mlp
 from metarun.models.net import Net
 from metarun.models.resnet12 import resnet12
 from metarun.problem import Meta, Params, Problem
-from metarun.settings import Outer
+from metarun.settings.sections import Outer
 from metarun.tasks import Tasks
 
 DOUBLE = torch.float64

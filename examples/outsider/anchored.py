@@ -14,7 +14,7 @@ from metarun.algorithms.base import (
     plain_learner,
     shared_params,
 )
-from metarun.estimators import Estimator, estimate
+from metarun.gradients.estimators import Estimator, estimate
 from metarun.problem import Meta, Params, Problem
 
 

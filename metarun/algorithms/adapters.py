@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from metarun.algorithms.base import Count, MetaAlgorithm, Pull, Rate
 from metarun.algorithms.maml import maml
-from metarun.estimators import Estimator
-from metarun.masks import Mask
+from metarun.algorithms.parts.masks import Mask
+from metarun.gradients.estimators import Estimator
 from metarun.models.adapters import AdapterKind, with_adapters
 from metarun.problem import Problem
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metarun.algorithms.base import Count, MetaAlgorithm, Rate, adapting, plain_learner
-from metarun.estimators import Estimator, estimate, is_exact, refuse_implicit
+from metarun.algorithms.parts.rates import at_step
+from metarun.gradients.estimators import Estimator, estimate, is_exact, refuse_implicit
 from metarun.problem import Meta, Params, Problem
-from metarun.rates import at_step
 
 
 def alfa(

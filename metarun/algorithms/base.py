@@ -10,10 +10,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from metarun.algorithms.parts.rates import Update
+from metarun.gradients.metagradient import MetaGrad
 from metarun.inner import Learner, adapt, over_tasks
-from metarun.metagradient import MetaGrad
 from metarun.problem import Meta, Params, Problem
-from metarun.rates import Update
 from metarun.tasks import Tasks
 
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]

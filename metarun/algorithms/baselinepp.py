@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from metarun.algorithms.base import MetaAlgorithm, Rate, RateGrid
-from metarun.algorithms.heads import Cosine, only_classes, with_head
+from metarun.algorithms.parts.heads import Cosine, only_classes, with_head
 from metarun.algorithms.transfer import Finetuned, finetuning, imprinted
 from metarun.problem import Params, Problem
 

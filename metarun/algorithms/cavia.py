@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from metarun.algorithms.base import Count, MetaAlgorithm, Pull, Rate, adapting, plain_learner
-from metarun.estimators import Estimator, estimate, is_exact
+from metarun.algorithms.parts.masks import held_back, of_learned
+from metarun.gradients.estimators import Estimator, estimate, is_exact
 from metarun.inner import gradient_descent, pulled
-from metarun.masks import held_back, of_learned
 from metarun.models.adapters import with_context
 from metarun.problem import Meta, Params, Problem
 

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from metarun.algorithms.base import MetaAlgorithm, Rate
-from metarun.algorithms.heads import (
+from metarun.algorithms.parts.heads import (
     Reshaped,
     body_of,
     class_means,

@@ -19,13 +19,13 @@ from metarun.algorithms.base import (
     plain_learner,
     spread_starts,
 )
-from metarun.estimators import Estimator, check_estimator, estimate, is_exact
-from metarun.fitness import Score, check_score, fit, least_shots, support_score
+from metarun.algorithms.parts.fitness import Score, check_score, fit, least_shots, support_score
+from metarun.algorithms.parts.usage import USAGE, Fraction, Upkeep, initial_usage, kept_in_use
+from metarun.gradients.estimators import Estimator, check_estimator, estimate, is_exact
+from metarun.gradients.metagradient import MetaGradient
 from metarun.inner import Learner, adapt, gradient_descent, over_tasks, pulled
-from metarun.metagradient import MetaGradient
 from metarun.problem import Meta, Params, Problem
 from metarun.tasks import Tasks
-from metarun.usage import USAGE, Fraction, Upkeep, initial_usage, kept_in_use
 
 
 def clustered(

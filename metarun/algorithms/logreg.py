@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from metarun.algorithms.base import Count, MetaAlgorithm, Rate
-from metarun.algorithms.heads import (
+from metarun.algorithms.parts.heads import (
     Reshaped,
     body_of,
     only_classes,
@@ -17,9 +17,9 @@ from metarun.algorithms.heads import (
     unit,
     with_head,
 )
+from metarun.algorithms.parts.lbfgs import minimise
 from metarun.algorithms.transfer import pretraining
 from metarun.inner import over_tasks
-from metarun.lbfgs import minimise
 from metarun.problem import Meta, Params, Problem
 
 

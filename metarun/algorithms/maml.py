@@ -12,12 +12,18 @@ from metarun.algorithms.base import (
     adapting,
     masked_learner,
 )
-from metarun.estimators import Estimator, estimate, is_exact, refuse_implicit
+from metarun.algorithms.parts.masks import Mask, held_back, matched, moved, of_learned
+from metarun.algorithms.parts.rates import (
+    InnerRates,
+    Rates,
+    Transform,
+    initial_rates,
+    learned_descent,
+)
+from metarun.algorithms.parts.solve import searching
+from metarun.gradients.estimators import Estimator, estimate, is_exact, refuse_implicit
 from metarun.inner import pulled
-from metarun.masks import Mask, held_back, matched, moved, of_learned
 from metarun.problem import Meta, Params, Problem
-from metarun.rates import InnerRates, Rates, Transform, initial_rates, learned_descent
-from metarun.solve import searching
 
 
 def maml(

@@ -8,11 +8,18 @@ import torch
 from pydantic import Field
 
 from metarun.algorithms.base import Count, MetaAlgorithm, Rate, adapting, plain_learner, plain_start
-from metarun.estimators import Exact, check_estimator, estimate
-from metarun.metagradient import MetaGradient
+from metarun.algorithms.parts.rates import (
+    InnerRates,
+    Rates,
+    Transform,
+    at_step,
+    initial_rates,
+    learned_descent,
+)
+from metarun.gradients.estimators import Exact, check_estimator, estimate
+from metarun.gradients.metagradient import MetaGradient
 from metarun.models.net import norm_parameters
 from metarun.problem import Meta, Params, Problem
-from metarun.rates import InnerRates, Rates, Transform, at_step, initial_rates, learned_descent
 from metarun.tasks import Tasks
 
 NORMS = "norms"  # the group of normalisation parameters [K+1, C], a set for each step's result

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from metarun.algorithms.base import Count, MetaAlgorithm, Rate, adapting, plain_learner
-from metarun.estimators import Estimator, estimate, is_exact, refuse_implicit
+from metarun.gradients.estimators import Estimator, estimate, is_exact, refuse_implicit
 from metarun.problem import Meta, Params, Problem
 
 GROUP = "curvature"

@@ -22,15 +22,15 @@ from metarun.algorithms.base import (
     from_starts,
     spread_starts,
 )
-from metarun.encoder import set_encoder
+from metarun.algorithms.parts.encoder import set_encoder
+from metarun.algorithms.parts.fitness import Score, check_score, least_shots, support_score
+from metarun.algorithms.parts.usage import USAGE, Fraction, Upkeep, initial_usage, kept_in_use
 from metarun.errors import ConfigError
-from metarun.estimators import Estimator, check_estimator, estimate, is_exact
-from metarun.fitness import Score, check_score, least_shots, support_score
+from metarun.gradients.estimators import Estimator, check_estimator, estimate, is_exact
+from metarun.gradients.metagradient import MetaGradient
 from metarun.inner import Learner, adapt, gradient_descent, over_tasks, pulled
-from metarun.metagradient import MetaGradient
 from metarun.problem import Meta, Params, Problem
 from metarun.tasks import Tasks
-from metarun.usage import USAGE, Fraction, Upkeep, initial_usage, kept_in_use
 
 FOLDS = 2  # of `holdout`
 WEIGHT = "mixture"  # the entry of a task's parameters that says how much each start counts

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from metarun.algorithms.base import Count, MetaAlgorithm, Pull, Rate, adapting, plain_start
-from metarun.encoder import set_encoder
+from metarun.algorithms.parts.encoder import set_encoder
 from metarun.errors import ConfigError
-from metarun.estimators import Estimator, estimate, is_exact
+from metarun.gradients.estimators import Estimator, estimate, is_exact
 from metarun.inner import Learner, gradient_descent, over_tasks, pulled
 from metarun.models.layers import Norm
 from metarun.models.net import Net

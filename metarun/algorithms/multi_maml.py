@@ -17,9 +17,9 @@ from metarun.algorithms.base import (
     spread_starts,
 )
 from metarun.errors import ConfigError
-from metarun.estimators import Estimator, check_estimator, estimate, is_exact
+from metarun.gradients.estimators import Estimator, check_estimator, estimate, is_exact
+from metarun.gradients.metagradient import MetaGradient
 from metarun.inner import Learner, gradient_descent, pulled
-from metarun.metagradient import MetaGradient
 from metarun.problem import Meta, Params, Problem
 from metarun.tasks import Tasks
 

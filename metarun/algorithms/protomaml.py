@@ -5,14 +5,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from metarun.algorithms.base import Count, MetaAlgorithm, Pull, Rate, adapting, plain_learner
-from metarun.algorithms.heads import (
+from metarun.algorithms.parts.heads import (
     body_of,
     class_means,
     nearest_mean,
     only_classes,
     starting_with,
 )
-from metarun.estimators import Estimator, estimate, is_exact
+from metarun.gradients.estimators import Estimator, estimate, is_exact
 from metarun.inner import gradient_descent, pulled
 from metarun.problem import Meta, Params, Problem
 

@@ -7,9 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from metarun.adjoint import adjoint
 from metarun.algorithms.base import MetaAlgorithm, Rate
-from metarun.algorithms.heads import (
+from metarun.algorithms.parts.heads import (
     Cosine,
     body_of,
     class_means,
@@ -20,6 +19,7 @@ from metarun.algorithms.heads import (
     with_head,
     without_steps,
 )
+from metarun.gradients.adjoint import adjoint
 from metarun.problem import Meta, Params, Problem
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metarun.adjoint import adjoint
 from metarun.algorithms.base import MetaAlgorithm, Rate
-from metarun.algorithms.heads import body_of, solved, starting_with, without_steps
+from metarun.algorithms.parts.heads import body_of, solved, starting_with, without_steps
+from metarun.gradients.adjoint import adjoint
 from metarun.problem import Meta, Params, Problem
 
 

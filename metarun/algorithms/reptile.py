@@ -13,8 +13,8 @@ from pydantic import Field
 from torch import Tensor
 
 from metarun.algorithms.base import Count, MetaAlgorithm, Rate, plain_start
+from metarun.gradients.metagradient import MetaGradient
 from metarun.inner import leaves, over_tasks
-from metarun.metagradient import MetaGradient
 from metarun.precision import refuse_rounding
 from metarun.problem import Meta, Params, Problem
 from metarun.tasks import Tasks

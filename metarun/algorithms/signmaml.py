@@ -14,7 +14,7 @@ from metarun.algorithms.base import (
     plain_learner,
     shared_params,
 )
-from metarun.estimators import estimate
+from metarun.gradients.estimators import estimate
 from metarun.problem import Meta, Params, Problem
 
 ROUNDING = 32  # machine epsilons

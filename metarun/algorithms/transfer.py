@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metarun.algorithms.base import MetaAlgorithm, RateGrid, adapting, masked_learner
-from metarun.algorithms.heads import class_means, unit
+from metarun.algorithms.parts.heads import class_means, unit
 from metarun.algorithms.scratch import chosen_rate_descent, rate_grid
+from metarun.gradients.metagradient import MetaGrad, MetaGradient
 from metarun.inner import over_tasks
-from metarun.metagradient import MetaGrad, MetaGradient
 from metarun.precision import products
 from metarun.problem import Meta, Params, Problem
 from metarun.tasks import Tasks

@@ -22,11 +22,11 @@ from metarun.algorithms.base import (
     plain_learner,
     spread_starts,
 )
+from metarun.algorithms.parts.kmeans import kmeans
 from metarun.errors import ConfigError
-from metarun.estimators import Estimator, check_estimator, estimate, is_exact
+from metarun.gradients.estimators import Estimator, check_estimator, estimate, is_exact
+from metarun.gradients.metagradient import MetaGradient
 from metarun.inner import Learner, adapt, gradient_descent, over_tasks, pulled
-from metarun.kmeans import kmeans
-from metarun.metagradient import MetaGradient
 from metarun.problem import Meta, Params, Problem
 from metarun.tasks import Tasks
 

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from metarun import plots
+from metarun.report import plots
 from metarun.report.protocol import title
 from metarun.report.result import Comparison, Entry, Section
 from metarun.report.words import METRIC_NAMES, counted, score, signed

@@ -11,7 +11,7 @@ from metarun.report.fairness import fairness, notices
 from metarun.report.pooling import Method, methods
 from metarun.report.result import Pair, Section, SeedDifference
 from metarun.report.runs import Run
-from metarun.statistics import holm, paired, seed_ci
+from metarun.report.statistics import holm, paired, seed_ci
 
 HIGHER_IS_BETTER = {"accuracy": True, "mse": False}
 REFERENCES = ("transfer", "scratch")  # the first that took part

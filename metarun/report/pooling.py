@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from metarun.paths import NO_EFFECT
 from metarun.report.result import Entry
 from metarun.report.runs import LeftOut, Run
-from metarun.statistics import mean_ci, seed_ci
+from metarun.report.statistics import mean_ci, seed_ci
 
 # Settings that say where and how a run was carried out, not what it is.
 NOT_SETTINGS = frozenset((*NO_EFFECT, "seed", "hardware", "test", "debug", "hydra"))

@@ -12,8 +12,9 @@ from typing import Any, Literal, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from metarun import manifest, records, yamlfile
+from metarun import manifest, records
 from metarun.errors import ConfigError, DataError
+from metarun.settings import yamlfile
 
 Metric = Literal["accuracy", "mse"]
 METRICS: tuple[Metric, ...] = ("accuracy", "mse")

@@ -12,7 +12,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from metarun.errors import ConfigError
-from metarun.settings import Rate
+from metarun.settings.sections import Rate
 
 Mode = Literal["online", "offline", "disabled"]
 MODES: dict[str, Mode] = {

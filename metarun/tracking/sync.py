@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 
 from metarun.errors import ConfigError, MetarunError, SweepError
-from metarun.help import usage
 from metarun.paths import find_folder, named_folder
 from metarun.records import NAME
+from metarun.settings.help import usage
 from metarun.tracking.settings import Mode, choose_mode
 from metarun.tracking.start import LOG, mirror_command, read_label, write_label
 

@@ -29,7 +29,7 @@ from metarun.algorithms.scratch import scratch
 from metarun.algorithms.signmaml import signmaml
 from metarun.algorithms.transfer import transfer
 from metarun.algorithms.tsamaml import tsamaml
-from metarun.estimators import Evolution, Implicit, Truncated
+from metarun.gradients.estimators import Evolution, Implicit, Truncated
 from metarun.problem import Problem
 
 

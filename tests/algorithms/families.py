@@ -12,8 +12,8 @@ from metarun.algorithms.clustered import clustered
 from metarun.algorithms.mixture import mixture
 from metarun.algorithms.mmaml import mmaml
 from metarun.algorithms.tsamaml import tsamaml
-from metarun.chunks import map_meta
 from metarun.models.mlp import mlp
+from metarun.numerics.chunks import map_meta
 from metarun.problem import Meta, Params, Problem
 from metarun.tasks import Tasks
 

@@ -14,10 +14,10 @@ from torch.func import functional_call
 from metarun.algorithms.adapters import adapters
 from metarun.algorithms.base import plain_learner
 from metarun.algorithms.cavia import cavia
+from metarun.algorithms.parts.masks import matched
 from metarun.errors import ConfigError
-from metarun.estimators import estimate
+from metarun.gradients.estimators import estimate
 from metarun.inner import Learner
-from metarun.masks import matched
 from metarun.models.adapters import with_adapters, with_context
 from metarun.problem import Params, Problem
 from metarun.signals import Stop

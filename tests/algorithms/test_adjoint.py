@@ -8,14 +8,14 @@ from math import comb
 import pytest
 from oracles import distance, image_tasks, problem
 
-from metarun.adjoint import adjoint, unrolled
 from metarun.algorithms.base import plain_learner
+from metarun.algorithms.parts.rates import InnerRates, initial_rates, learned_descent
 from metarun.errors import ConfigError
-from metarun.estimators import SETS, Estimator, Evolution, Implicit, estimate
+from metarun.gradients.adjoint import adjoint, unrolled
+from metarun.gradients.estimators import SETS, Estimator, Evolution, Implicit, estimate
+from metarun.gradients.metagradient import MetaGradient
 from metarun.inner import Learner, pulled
-from metarun.metagradient import MetaGradient
 from metarun.problem import Meta, Params
-from metarun.rates import InnerRates, initial_rates, learned_descent
 
 ON, TASKS = problem("mlp"), image_tasks("mlp")
 RATES = InnerRates(0.05, "tensor", 12, "raw")

@@ -9,14 +9,14 @@ from oracles import DOUBLE, Quadratic, imaml, maml, outer
 from quadratics import EYE, PROBLEM, RATE, SIZE, TASKS, THETA, gradient, mean, pull, solved
 from torch import Tensor
 
-from metarun.adjoint import adjoint
 from metarun.algorithms.base import plain_learner
 from metarun.algorithms.clustered import clustered
 from metarun.algorithms.reptile import reptile
 from metarun.errors import ConfigError
-from metarun.estimators import Evolution, Truncated
+from metarun.gradients.adjoint import adjoint
+from metarun.gradients.estimators import Evolution, Truncated
 from metarun.inner import gradient_descent
-from metarun.outer import OuterOptimizer
+from metarun.numerics.outer import OuterOptimizer
 from metarun.tasks import Tasks
 
 

@@ -8,7 +8,7 @@ from cases import CASES, Case
 from oracles import DOUBLE, MODELS, distance, finite_difference, image_tasks, norm, problem
 
 from metarun.algorithms.base import MetaAlgorithm
-from metarun.chunks import in_chunks, map_meta
+from metarun.numerics.chunks import in_chunks, map_meta
 from metarun.problem import Meta
 from metarun.tasks import Tasks, examples_as_tasks
 

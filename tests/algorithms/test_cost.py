@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from metarun.assemble import Experiment, assemble
 from metarun.config import check, compose_job
-from metarun.cost import count, flops_per_meta_step
+from metarun.engine.cost import count, flops_per_meta_step
 from metarun.models.layers import without_kernels
 
 NETWORK = ("dataset=glyphs", "model=conv4", "model.spatial=flatten")

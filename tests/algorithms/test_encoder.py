@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from metarun.algorithms.mmaml import FILM, channels, folded, mmaml
-from metarun.encoder import set_encoder
+from metarun.algorithms.parts.encoder import set_encoder
 
 
 @pytest.mark.parametrize("model", ["mlp", "conv4-none"])

@@ -11,10 +11,10 @@ from oracles import quadratic_tasks as quadratic
 from torch import Tensor
 
 from metarun.algorithms.base import MetaAlgorithm
-from metarun.chunks import in_chunks, map_meta
-from metarun.estimators import Estimator, Evolution
-from metarun.metagradient import query_losses
+from metarun.gradients.estimators import Estimator, Evolution
+from metarun.gradients.metagradient import query_losses
 from metarun.models.mlp import mlp
+from metarun.numerics.chunks import in_chunks, map_meta
 from metarun.problem import Meta, Problem
 from metarun.tasks import Tasks
 

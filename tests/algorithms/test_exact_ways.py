@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from metarun.algorithms.base import plain_learner
-from metarun.estimators import Estimator, Truncated, estimate
+from metarun.gradients.estimators import Estimator, Truncated, estimate
 from metarun.models.conv4 import conv4
 from metarun.problem import Meta, Params, Problem
 

@@ -9,9 +9,9 @@ from oracles import DOUBLE, distance, image_tasks, outer, problem
 from metarun.algorithms.base import plain_learner
 from metarun.algorithms.reptile import reptile
 from metarun.algorithms.signmaml import sign_descent, signmaml
-from metarun.chunks import map_meta
-from metarun.estimators import estimate
-from metarun.outer import OuterOptimizer
+from metarun.gradients.estimators import estimate
+from metarun.numerics.chunks import map_meta
+from metarun.numerics.outer import OuterOptimizer
 from metarun.tasks import Tasks
 
 ON = problem("conv4-none")

@@ -9,19 +9,19 @@ import torch
 from oracles import DOUBLE, SMOOTH, distance, finite_difference, image_tasks, problem
 from torch.nn import functional as F
 
-from metarun import evaluate_again
-from metarun.algorithms.heads import unit
+from metarun.algorithms.parts.heads import unit
 from metarun.algorithms.protomaml import protomaml
 from metarun.algorithms.protonet import protonet
 from metarun.algorithms.r2d2 import r2d2, ridge_regression
-from metarun.chunks import in_chunks, map_meta
 from metarun.config import compose_job
 from metarun.errors import ConfigError
 from metarun.models.mlp import mlp
-from metarun.parallel import Workers
+from metarun.numerics.chunks import in_chunks, map_meta
+from metarun.numerics.parallel import Workers
 from metarun.problem import Problem
 from metarun.run import run_job
 from metarun.tasks import Tasks
+from metarun.verbs import evaluate_again
 
 MODEL = "mlp"
 ON = problem(MODEL)

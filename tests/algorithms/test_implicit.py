@@ -19,7 +19,7 @@ from torch import Tensor
 
 from metarun.algorithms.base import MetaAlgorithm, plain_start
 from metarun.config import check, compose_job
-from metarun.implicit import conjugate_gradient, implicit
+from metarun.gradients.implicit import conjugate_gradient, implicit
 from metarun.inner import Learner, gradient_descent
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "train"))

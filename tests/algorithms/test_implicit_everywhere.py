@@ -17,10 +17,10 @@ from oracles import (
 from torch import Tensor
 
 from metarun.algorithms.base import MetaAlgorithm
-from metarun.chunks import map_meta
 from metarun.config import compose_job
 from metarun.errors import ConfigError
-from metarun.estimators import Implicit
+from metarun.gradients.estimators import Implicit
+from metarun.numerics.chunks import map_meta
 from metarun.problem import Meta, Problem
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "train"))

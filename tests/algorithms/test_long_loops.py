@@ -15,7 +15,7 @@ from tiny import Log, tiny
 
 from metarun.algorithms.base import MetaAlgorithm
 from metarun.errors import ConfigError
-from metarun.longloop import largest_curvature, observed
+from metarun.numerics.longloop import largest_curvature, observed
 from metarun.signals import Stop
 from metarun.state import State
 from metarun.train import train

@@ -9,9 +9,9 @@ from oracles import PLAIN, distance, finite_difference, image_tasks, maml, norm,
 from metarun.algorithms.base import plain_learner
 from metarun.algorithms.mamlpp import mamlpp, step_weights
 from metarun.config import compose_job
-from metarun.estimators import estimate
+from metarun.gradients.estimators import estimate
+from metarun.gradients.metagradient import query_losses
 from metarun.inner import gradient_descent
-from metarun.metagradient import query_losses
 from metarun.problem import Meta
 
 PARTS = dict(inner_lr=0.3, steps=3, estimator="adjoint")

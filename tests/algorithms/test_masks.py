@@ -8,9 +8,9 @@ from oracles import CONV, SMOOTH, distance, image_tasks, maml, problem
 from torch.utils.flop_counter import FlopCounterMode
 
 from metarun.algorithms.base import plain_learner
+from metarun.algorithms.parts.masks import matched
 from metarun.errors import ConfigError
-from metarun.estimators import estimate
-from metarun.masks import matched
+from metarun.gradients.estimators import estimate
 from metarun.models.conv4 import conv4
 from metarun.problem import Meta, Problem
 from metarun.tasks import Tasks

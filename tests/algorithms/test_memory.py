@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from metarun.estimators import KEPT, SETS
+from metarun.gradients.estimators import KEPT, SETS
 
 DOCS = Path(__file__).parents[2] / "docs"
 _spec = importlib.util.spec_from_file_location("memory_figure", DOCS / "memory.py")

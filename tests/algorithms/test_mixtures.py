@@ -12,12 +12,12 @@ from torch import Tensor
 
 from metarun.algorithms.base import MetaAlgorithm
 from metarun.algorithms.mixture import mixture
-from metarun.checks import EXACT_WAYS
 from metarun.evaluate import evaluate
-from metarun.metagradient import query_losses
-from metarun.parallel import Workers
+from metarun.gradients.metagradient import query_losses
+from metarun.numerics.parallel import Workers
 from metarun.problem import Meta
 from metarun.tasks import Tasks
+from metarun.verbs.checks import EXACT_WAYS
 
 
 @pytest.mark.parametrize("combine", ["predictions", "parameters"])

@@ -12,10 +12,10 @@ from oracles import DOUBLE, distance, image_tasks, maml, problem
 
 from metarun.algorithms.mixture import mixture
 from metarun.algorithms.multi_maml import multi_maml
-from metarun.clusters import families
 from metarun.errors import ConfigError
 from metarun.evaluate import Scores, evaluate
-from metarun.parallel import Workers
+from metarun.numerics.parallel import Workers
+from metarun.report.clusters import families
 
 
 @pytest.mark.parametrize("name", MANY)

@@ -14,9 +14,9 @@ from torch.nn.functional import one_hot
 
 from metarun.algorithms.base import MetaAlgorithm
 from metarun.algorithms.reptile import reptile
-from metarun.chunks import map_meta
 from metarun.config import check, compose_job
-from metarun.metagradient import MetaGradient, query_losses
+from metarun.gradients.metagradient import MetaGradient, query_losses
+from metarun.numerics.chunks import map_meta
 from metarun.problem import Meta, Params, Problem
 from metarun.tasks import Tasks
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from oracles import DOUBLE, distance, image_tasks, maml, problem
 
-from metarun.rates import InnerRates, at_step, initial_rates, learned_descent
+from metarun.algorithms.parts.rates import InnerRates, at_step, initial_rates, learned_descent
 
 SETTINGS = dict(inner_lr=0.3, steps=3, estimator="adjoint")
 LEARNED = ("global", "tensor", "parameter")

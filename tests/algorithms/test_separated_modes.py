@@ -15,11 +15,11 @@ from metarun.algorithms.clustered import clustered
 from metarun.algorithms.mixture import mixture
 from metarun.algorithms.multi_maml import multi_maml
 from metarun.algorithms.tsamaml import tsamaml
-from metarun.clusters import agreement
 from metarun.evaluate import Scores, evaluate
-from metarun.outer import OuterOptimizer
-from metarun.parallel import Workers
+from metarun.numerics.outer import OuterOptimizer
+from metarun.numerics.parallel import Workers
 from metarun.problem import Meta, Problem
+from metarun.report.clusters import agreement
 from metarun.tasks import Tasks
 
 STEPS = 2

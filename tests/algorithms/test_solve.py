@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metarun.config import compose_job
 from metarun.errors import ConfigError
-from metarun.estimators import Evolution
+from metarun.gradients.estimators import Evolution
 from metarun.inner import over_tasks
 from metarun.problem import Params, Problem
 from metarun.tasks import Tasks

@@ -16,15 +16,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from metarun import checkpoint
 from metarun.algorithms.baselinepp import baselinepp
 from metarun.algorithms.centroid import centroid
-from metarun.algorithms.heads import Cosine, unit
 from metarun.algorithms.logreg import logistic_regression, logreg
+from metarun.algorithms.parts.heads import Cosine, unit
+from metarun.algorithms.parts.lbfgs import minimise
 from metarun.algorithms.transfer import transfer
-from metarun.chunks import map_meta
 from metarun.config import compose_job
 from metarun.errors import ConfigError
 from metarun.evaluate import choose, evaluate
-from metarun.lbfgs import minimise
-from metarun.parallel import Workers
+from metarun.numerics.chunks import map_meta
+from metarun.numerics.parallel import Workers
 from metarun.problem import Problem
 from metarun.run import run_job
 from metarun.tasks import examples_as_tasks

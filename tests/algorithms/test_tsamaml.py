@@ -10,10 +10,10 @@ from families import PLAIN, TSA, begin, last, regression, turned, two_levels
 from oracles import DOUBLE, distance, maml
 from torch import Tensor
 
+from metarun.algorithms.parts.kmeans import kmeans
 from metarun.algorithms.tsamaml import tsamaml
 from metarun.errors import ConfigError
-from metarun.kmeans import kmeans
-from metarun.statistics import ari
+from metarun.report.statistics import ari
 
 
 def blobs(seed: int) -> tuple[Tensor, Tensor]:

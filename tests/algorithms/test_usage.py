@@ -14,17 +14,17 @@ from safetensors.torch import load_file
 from metarun.algorithms.base import MetaAlgorithm
 from metarun.algorithms.clustered import clustered
 from metarun.algorithms.mixture import mixture
+from metarun.algorithms.parts.usage import USAGE, Upkeep, initial_usage, kept_in_use
 from metarun.assemble import Experiment, assemble
-from metarun.chunks import in_chunks
-from metarun.compiled import Graph
 from metarun.config import Checked, compose_job
 from metarun.errors import PreemptedError
-from metarun.metagradient import MetaGradient
+from metarun.gradients.metagradient import MetaGradient
+from metarun.numerics.chunks import in_chunks
+from metarun.numerics.compiled import Graph
 from metarun.problem import Meta, Params, Problem
 from metarun.records import merged, read
 from metarun.run import run_job
 from metarun.signals import Stop
-from metarun.usage import USAGE, Upkeep, initial_usage, kept_in_use
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

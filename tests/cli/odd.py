@@ -9,7 +9,7 @@ from typing import Literal
 
 from metarun.algorithms.base import MetaAlgorithm, adapting, plain_learner, shared_params
 from metarun.errors import ConfigError
-from metarun.estimators import estimate
+from metarun.gradients.estimators import estimate
 from metarun.inner import gradient_descent
 from metarun.problem import Problem
 

@@ -73,7 +73,7 @@ def family(mark: str) -> list[int]:
     for process in Path("/proc").iterdir():
         try:
             alive = process.name.isdigit() and "State:\tZ" not in (process / "status").read_text()
-            job = b"metarun.job" in (process / "cmdline").read_bytes()
+            job = b"metarun.sweeps.job" in (process / "cmdline").read_bytes()
             if alive and job and mark.encode() in (process / "environ").read_bytes():
                 found.append(int(process.name))
         except OSError:

@@ -93,8 +93,8 @@ def test_help_fits_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_is_hydras_too(capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["--help"])
     ours = capsys.readouterr().out
-    from metarun.compat import run_hydra
     from metarun.paths import conf_dir
+    from metarun.settings.compat import run_hydra
 
     with pytest.raises(SystemExit):
         run_hydra(lambda _: None, conf_dir(), "config", ["--help"])
@@ -113,7 +113,7 @@ def test_help_wraps_long_groups(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_help_examples_compose(capsys: pytest.CaptureFixture[str]) -> None:
-    from metarun.compose import compose, parse
+    from metarun.settings.compose import compose, parse
 
     cli.main(["--help"])
     text = capsys.readouterr().out

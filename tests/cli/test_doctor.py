@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from metarun import doctor
+from metarun.verbs import doctor
 
 DATASETS = Path(__file__).parents[2] / "conf" / "dataset"
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from metarun import cli, yamlfile
+from metarun import cli
 from metarun.errors import ConfigError
+from metarun.settings import yamlfile
 
 ROOT = Path(__file__).parents[2]
 CANARY = "touched"

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from metarun import lease
 from metarun.errors import StorageError
-from metarun.lease import devices, granted, listed_devices
+from metarun.sweeps import lease
+from metarun.sweeps.lease import devices, granted, listed_devices
 
 ROOT = Path(__file__).parents[2]
 HOLDER = """
 import random, sys, time
 from pathlib import Path
-from metarun.lease import lease
+from metarun.sweeps.lease import lease
 folder, names, share, number, how = sys.argv[1:]
 random.seed(int(number))
 names = names.split(",")
@@ -39,7 +39,7 @@ for turn in range(4):
 KEEPER = """
 import sys, time
 from pathlib import Path
-from metarun.lease import lease
+from metarun.sweeps.lease import lease
 with lease(["0"], 1, Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -48,7 +48,7 @@ with lease(["0"], 1, Path(sys.argv[1])):
 BOTH = """
 import sys
 from pathlib import Path
-from metarun.lease import lease
+from metarun.sweeps.lease import lease
 with lease(["a", "b"], 1, Path(sys.argv[1]), 2) as held:
     print(",".join(held))
 """

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from sweeps import TINY
 
 from metarun import cli
-from metarun.compose import OWN, compose, parse
+from metarun.settings.compose import OWN, compose, parse
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from metarun.compose import compose, parse, resolved
+from metarun.algorithms.parts.rates import Transform
 from metarun.config import SUGGESTED, check, compose_job
 from metarun.errors import ConfigError
 from metarun.paths import run_name
-from metarun.rates import Transform
-from metarun.settings import Outer
+from metarun.settings.compose import compose, parse, resolved
+from metarun.settings.sections import Outer
 
 CONF = Path(__file__).parents[2] / "conf"
 NEEDS = {"folder": ["dataset.path=somewhere"]}

@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field
 
 from metarun.errors import ConfigError
 from metarun.nearest import did_you_mean, shown
-from metarun.schema import checked, converted, describe, parameters
+from metarun.settings.schema import checked, converted, describe, parameters
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]

@@ -14,15 +14,16 @@ import pytest
 from omegaconf import OmegaConf
 from sweeps import TINY, only, results
 
-from metarun import cli, job, manifest, sweep
-from metarun.compose import compose, parse, quoted
+from metarun import cli, manifest
 from metarun.errors import StorageError
 from metarun.files import storage_error
-from metarun.grid import job_name, too_small_for_sgd
-from metarun.job import state_of
 from metarun.paths import conf_dir
 from metarun.report.words import DASH
-from metarun.sweep import sweep_name
+from metarun.settings.compose import compose, parse, quoted
+from metarun.sweeps import job, sweep
+from metarun.sweeps.grid import job_name, too_small_for_sgd
+from metarun.sweeps.job import state_of
+from metarun.sweeps.sweep import sweep_name
 
 
 @pytest.mark.parametrize(

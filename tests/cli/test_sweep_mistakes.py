@@ -10,9 +10,10 @@ import pytest
 from omegaconf import OmegaConf
 from sweeps import ODD, TINY, odd_environment, ran, results
 
-from metarun import cli, manifest, sweep
-from metarun.compose import compose, parse
+from metarun import cli, manifest
 from metarun.config import compose_job
+from metarun.settings.compose import compose, parse
+from metarun.sweeps import sweep
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from metarun.compare import compare
 from metarun.errors import ConfigError, DataError
 from metarun.report import tables
 from metarun.report.runs import load
+from metarun.report.statistics import mean_ci, paired
 from metarun.report.verdict import verdict
 from metarun.report.words import score
-from metarun.statistics import mean_ci, paired
 
 
 def compared(*folders, reference=None):

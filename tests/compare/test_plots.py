@@ -5,8 +5,8 @@ import struct
 
 import pytest
 
-from metarun import plots
 from metarun.errors import StorageError
+from metarun.report import plots
 
 
 def size(path):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from metarun.errors import DataError
-from metarun.statistics import (
+from metarun.report.statistics import (
     ari,
     contingency,
     effective_clusters,

@@ -10,8 +10,8 @@ from metarun.compare import compare
 from metarun.report.markdown import document
 from metarun.report.pairing import section
 from metarun.report.runs import Run, load
+from metarun.report.statistics import holm
 from metarun.report.verdict import verdict
-from metarun.statistics import holm
 
 METHODS, TASKS, TRIALS = 12, 60, 400
 SLACK = 4 * math.sqrt(0.05 * 0.95 / TRIALS)  # four standard errors of a simulated 5 %

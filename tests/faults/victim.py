@@ -21,10 +21,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from metarun import checkpoint, cli, plots
+from metarun import checkpoint, cli
 from metarun import run as job
 from metarun.assemble import Experiment
 from metarun.records import Records, merged, read
+from metarun.report import plots
 from metarun.signals import REQUESTS, nothing_to_save
 
 STEPS, EVERY = 24, 2

@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 from tiny import FEW, Log
 
 from metarun.assemble import Experiment, assemble
-from metarun.batching import settle
 from metarun.config import check, compose_job
 from metarun.data.regression import RegressionSource
+from metarun.engine.batching import settle
 from metarun.evaluate import Scores
 from metarun.hardware import Hardware
 from metarun.hardware import hardware as resolve

@@ -58,7 +58,7 @@ class Graph:
 def record(
     step: Callable[..., list[Tensor]], inputs: Sequence[Tensor]
 ) -> Callable[[], Sequence[Tensor]]:
-    """Stand in for `metarun.recorded.on_cuda`."""
+    """Stand in for `metarun.engine.recorded.on_cuda`."""
     step(*inputs)
     graph = Graph.now = Graph()
     try:

@@ -16,15 +16,15 @@ import torch
 from child import WORDS, experiment
 from tiny import Log
 
-from metarun import compiled
-from metarun.ahead import Ahead
 from metarun.assemble import Experiment
-from metarun.batching import settle
 from metarun.data.regression import RegressionSource
-from metarun.metagradient import MetaGradient
-from metarun.outer import OuterOptimizer
+from metarun.engine.ahead import Ahead
+from metarun.engine.batching import settle
+from metarun.engine.recorded import RECORDERS, NotRecordedError, Recorded
+from metarun.gradients.metagradient import MetaGradient
+from metarun.numerics import compiled
+from metarun.numerics.outer import OuterOptimizer
 from metarun.problem import Meta
-from metarun.recorded import RECORDERS, NotRecordedError, Recorded
 from metarun.signals import Stop
 from metarun.state import State
 from metarun.tasks import Tasks

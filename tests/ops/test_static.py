@@ -55,7 +55,7 @@ def test_the_package_holds_no_such_construct():
 
 
 def test_the_yaml_loader_is_a_safe_one():
-    from metarun import yamlfile
+    from metarun.settings import yamlfile
 
     with pytest.raises(yaml.YAMLError):
         yaml.load("!!python/object/apply:os.getcwd []", yamlfile.Loader)

@@ -11,9 +11,9 @@ import torch
 from tiny import tiny
 from torch import Tensor
 
-from metarun.ahead import STEPS, Ahead
 from metarun.assemble import Experiment, assemble
 from metarun.config import check, compose_job
+from metarun.engine.ahead import STEPS, Ahead
 from metarun.tasks import Tasks
 
 IN_ANY_ORDER = (0, 1, 2, STEPS - 1, STEPS, STEPS + 1, 3 * STEPS + 8, 3, STEPS // 2, 2 * STEPS)

@@ -11,20 +11,20 @@ import pytest
 import torch
 from tiny import tiny, tiny_config
 
-from metarun import batching
 from metarun.assemble import Experiment, assemble
-from metarun.batching import settle
-from metarun.compiled import Graph, NotCompiledError
 from metarun.config import check, compose_job
-from metarun.cost import flops_per_meta_step
+from metarun.engine import batching
+from metarun.engine.batching import settle
+from metarun.engine.cost import flops_per_meta_step
 from metarun.errors import ConfigError
 from metarun.files import code_cache
-from metarun.metagradient import MetaGrad, MetaGradient
+from metarun.gradients.metagradient import MetaGrad, MetaGradient
+from metarun.numerics.compiled import Graph, NotCompiledError
+from metarun.numerics.trees import apart
 from metarun.problem import Meta
 from metarun.records import read
 from metarun.run import run_job
 from metarun.tasks import Tasks
-from metarun.trees import apart
 
 COMPILER = any(map(shutil.which, ("cc", "gcc", "clang")))
 SLOW_IMAML = pytest.param("imaml", marks=pytest.mark.slow)

@@ -11,13 +11,13 @@ import pytest
 import torch
 from tiny import Log, tiny, tiny_config
 
-from metarun import chunks
-from metarun.batching import settle
-from metarun.chunks import in_chunks, out_of_memory
-from metarun.cost import flops_per_meta_step
+from metarun.engine.batching import settle
+from metarun.engine.cost import flops_per_meta_step
 from metarun.errors import MemoryExhaustedError
 from metarun.evaluate import score
-from metarun.metagradient import MetaGradient
+from metarun.gradients.metagradient import MetaGradient
+from metarun.numerics import chunks
+from metarun.numerics.chunks import in_chunks, out_of_memory
 from metarun.problem import Meta, Params, Problem
 from metarun.run import run_job
 from metarun.signals import Stop

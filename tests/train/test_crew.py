@@ -20,24 +20,24 @@ import torch
 from test_elsewhere import losses, stopped_at
 from tiny import FEW, TINY, Log, tiny_config
 
-from metarun import crew as crews
-from metarun import helper
 from metarun.assemble import Experiment, assemble
-from metarun.batching import settle
-from metarun.board import as_groups
-from metarun.chunks import in_chunks
 from metarun.config import check, compose_job
-from metarun.crew import crew
 from metarun.data.fetch import data_root
+from metarun.engine import crew as crews
+from metarun.engine import helper
+from metarun.engine.batching import settle
+from metarun.engine.board import as_groups
+from metarun.engine.crew import crew
 from metarun.errors import LostError, MemoryExhaustedError
-from metarun.metagradient import MetaGradient
+from metarun.gradients.metagradient import MetaGradient
+from metarun.numerics.chunks import in_chunks
+from metarun.numerics.trees import apart
 from metarun.problem import Meta
 from metarun.run import run_job
 from metarun.signals import Stop
 from metarun.state import State
 from metarun.tasks import Tasks
 from metarun.train import train
-from metarun.trees import apart
 
 ON_TASKS = (
     *("maml", "fomaml", "truncated", "reptile", "signmaml", "es_maml", "imaml", "anil", "boil"),

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from tiny import tiny_config
 
-from metarun import cli, evaluate_again
+from metarun import cli
 from metarun.errors import CheckpointError, ConfigError
 from metarun.outcome import versions
 from metarun.report.pooling import methods
 from metarun.report.runs import load
 from metarun.run import run_job
+from metarun.verbs import evaluate_again
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -161,7 +162,7 @@ def test_what_another_version_left_is_refused_in_one_line(
     config = tiny_config("algo=mixture")
     with monkeypatch.context() as before:
         before.setattr("metarun.algorithms.mixture.USAGE", "mixture")
-        before.setattr("metarun.usage.USAGE", "mixture")
+        before.setattr("metarun.algorithms.parts.usage.USAGE", "mixture")
         assert run_job(config, tmp_path) == 0
     if verb == "resume":
         (tmp_path / "outcome.json").unlink()

@@ -10,13 +10,13 @@ import torch
 from children import kill, python
 from tiny import tiny, tiny_config
 
-from metarun import fitting
-from metarun.batching import settle
-from metarun.chunks import in_chunks
-from metarun.fitting import PART, fit, free_memory, left_in_groups
+from metarun.engine import fitting
+from metarun.engine.batching import settle
+from metarun.engine.fitting import PART, fit, free_memory, left_in_groups
+from metarun.numerics.chunks import in_chunks
+from metarun.numerics.trees import apart
 from metarun.records import read
 from metarun.run import run_job
-from metarun.trees import apart
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 MIB = 2**20
 MEASURED = """
 import torch
-from metarun import fitting
+from metarun.engine import fitting
 cpu = torch.device("cpu")
 meter = fitting._meter(cpu)
 print(1024 * fitting._field(fitting.Path("/proc/self/status"), "VmRSS:"))
@@ -131,7 +131,7 @@ def test_a_run_takes_fewer_tasks_at_once_and_goes_on_with_as_many(
         tried.append(len(given[2]))
         return in_chunks(*given)
 
-    monkeypatch.setattr("metarun.batching.in_chunks", noted)
+    monkeypatch.setattr("metarun.engine.batching.in_chunks", noted)
     assert run_job(tiny_config(*words), tmp_path / "run") == 0
     said = capsys.readouterr().err
     assert "hardware.chunk: 16 tasks at once in 1 thread(s) do not fit into memory" in said
@@ -159,7 +159,7 @@ def test_fewer_at_once_are_the_same_gradient(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(fitting, "_meter", lambda device: lambda call: 15 * (call() or 1))
     found = []
     monkeypatch.setattr(
-        "metarun.batching.fit", lambda attempt, *rest: fit(lambda n: attempt(n) or n, *rest)
+        "metarun.engine.batching.fit", lambda attempt, *rest: fit(lambda n: attempt(n) or n, *rest)
     )
     for one in (experiment, settle(experiment, meta)[0]):
         assert one.algorithm.meta_grad is not None

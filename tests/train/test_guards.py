@@ -11,11 +11,11 @@ import torch
 from tiny import Log, tiny
 
 from metarun.assemble import Experiment
-from metarun.chunks import map_meta
-from metarun.divergence import Diagnosis, diagnose
 from metarun.errors import DivergedError
-from metarun.metagradient import MetaGradient
-from metarun.outer import OuterOptimizer
+from metarun.gradients.metagradient import MetaGradient
+from metarun.numerics.chunks import map_meta
+from metarun.numerics.divergence import Diagnosis, diagnose
+from metarun.numerics.outer import OuterOptimizer
 from metarun.problem import Meta
 from metarun.signals import Stop
 from metarun.state import State

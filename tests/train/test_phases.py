@@ -12,7 +12,7 @@ import torch
 from tiny import TINY, Log, tiny, tiny_config
 
 from metarun.compare import compare
-from metarun.cost import flops_per_meta_step
+from metarun.engine.cost import flops_per_meta_step
 from metarun.errors import ConfigError
 from metarun.records import read
 from metarun.report.runs import load

@@ -11,13 +11,13 @@ from tiny import FEW, tiny
 
 from metarun import precision
 from metarun.assemble import Experiment, assemble
-from metarun.batching import settle
 from metarun.config import check, compose_job
+from metarun.engine.batching import settle
 from metarun.errors import ConfigError
+from metarun.numerics.trees import apart
 from metarun.paths import conf_dir
 from metarun.precision import products, tensor_float
 from metarun.problem import Meta
-from metarun.trees import apart
 
 IMAGES = ("dataset=glyphs", "outer.batch=2", "task.queries=15", "hardware=cpu")
 ROUNDED = "hardware.precision=bf16"
@@ -87,7 +87,7 @@ def test_the_inner_gradients_stay_exact(monkeypatch: pytest.MonkeyPatch) -> None
     def unrounded(precision: str, device: str) -> AbstractContextManager[None]:
         return products("full", device)
 
-    monkeypatch.setattr("metarun.metagradient.products", unrounded)
+    monkeypatch.setattr("metarun.gradients.metagradient.products", unrounded)
     assert apart(gradient(rounded, meta), gradient(full, meta)) == 0
 
 

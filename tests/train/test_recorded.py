@@ -12,13 +12,14 @@ from tiny import Log, tiny
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from metarun import compiled, recorded
-from metarun.batching import settle
-from metarun.compiled import NotCompiledError
 from metarun.data.regression import RegressionSource
-from metarun.formulas import moved
-from metarun.outer import OuterOptimizer
-from metarun.settings import Outer
+from metarun.engine import recorded
+from metarun.engine.batching import settle
+from metarun.numerics import compiled
+from metarun.numerics.compiled import NotCompiledError
+from metarun.numerics.formulas import moved
+from metarun.numerics.outer import OuterOptimizer
+from metarun.settings.sections import Outer
 from metarun.signals import Stop
 from metarun.state import State
 from metarun.tasks import Tasks

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from tiny import TINY, tiny_config
 
-from metarun import checkpoint, evaluate_again
+from metarun import checkpoint
 from metarun.assemble import Experiment
 from metarun.data.source import Split
 from metarun.errors import DivergedError
@@ -26,6 +26,7 @@ from metarun.records import Records, merged, read
 from metarun.report.runs import load
 from metarun.run import _tell_lost, run_job
 from metarun.state import State
+from metarun.verbs import evaluate_again
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

@@ -16,9 +16,9 @@ from test_batching import KERNELS, images
 from tiny import TINY, tiny, tiny_config
 
 from metarun.assemble import Experiment
-from metarun.batching import settle
-from metarun.chunks import in_chunks
+from metarun.engine.batching import settle
 from metarun.kernels import conv, norm
+from metarun.numerics.chunks import in_chunks
 from metarun.records import read
 from metarun.run import run_job
 
@@ -90,7 +90,7 @@ def test_what_was_tuned_for_other_work_is_not_believed(
     others = [(), ("algo=fomaml",), ("algo.steps=2",), ("model.activation=tanh",)]
     assert [reason(*words) for words in others] == ["measured"] * len(others)
     assert [reason(*words) for words in others] == [earlier] * len(others)
-    monkeypatch.setattr("metarun.tuning.processor", lambda: "another")
+    monkeypatch.setattr("metarun.engine.tuning.processor", lambda: "another")
     assert reason() == "measured"
     (tmp_path / "metarun" / "batching.json").write_text("{")
     assert reason() == "measured"

@@ -10,10 +10,10 @@ import torch
 from tiny import tiny, tiny_config
 
 from metarun.assemble import assemble
-from metarun.board import Board, memory
 from metarun.config import check
-from metarun.crew import share_of
 from metarun.data.fetch import data_root
+from metarun.engine.board import Board, memory
+from metarun.engine.crew import share_of
 from metarun.errors import ConfigError
 from metarun.hardware import Hardware, hardware
 from metarun.problem import Meta

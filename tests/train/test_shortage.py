@@ -13,8 +13,8 @@ import torch
 from tiny import Log, tiny, tiny_config
 
 from metarun.assemble import Experiment
-from metarun.cost import flops_per_meta_step
-from metarun.metagradient import MetaGradient
+from metarun.engine.cost import flops_per_meta_step
+from metarun.gradients.metagradient import MetaGradient
 from metarun.problem import Meta
 from metarun.run import run_job
 from metarun.signals import Stop
@@ -133,7 +133,7 @@ def diverging(*words: str, one: Callable[[], None] = lambda: None) -> Experiment
 def test_a_diagnosis_without_room_ends_with_advice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    monkeypatch.setattr("metarun.metastep.diagnose", no_room)
+    monkeypatch.setattr("metarun.engine.metastep.diagnose", no_room)
     said = ended(tmp_path, monkeypatch, capsys, diverging())
     assert said.startswith(f"what a run needs does not fit into the device's memory ({NO_ROOM});")
     assert "use a smaller model" in said
@@ -163,7 +163,9 @@ def test_tasks_that_are_kept_are_not_more_at_once_than_fit() -> None:
     assert [size for size in sizes if size > 2] == [8, 4], "only to find out what fits"
 
 
-@pytest.mark.parametrize("place", ["metarun.run.assemble", "metarun.metastep.OuterOptimizer"])
+@pytest.mark.parametrize(
+    "place", ["metarun.run.assemble", "metarun.engine.metastep.OuterOptimizer"]
+)
 def test_wherever_else_memory_runs_out_it_is_one_line(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
@@ -177,7 +179,7 @@ def test_other_faults_stay_what_they_are(tmp_path: Path, monkeypatch: pytest.Mon
     def fault(*_: object) -> Any:
         raise RuntimeError("CUDA error: out of memory")  # a context that is lost, not a shortage
 
-    monkeypatch.setattr("metarun.metastep.diagnose", fault)
+    monkeypatch.setattr("metarun.engine.metastep.diagnose", fault)
     monkeypatch.setattr("metarun.run.assemble", lambda *_: diverging())
     with pytest.raises(RuntimeError, match="CUDA error"):
         run_job(tiny_config(), tmp_path)

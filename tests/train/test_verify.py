@@ -12,7 +12,6 @@ import torch
 from oracles import maml
 from tiny import tiny
 
-from metarun import verify
 from metarun.algorithms.baselinepp import baselinepp
 from metarun.algorithms.clustered import clustered
 from metarun.algorithms.metacurvature import metacurvature
@@ -20,9 +19,10 @@ from metarun.algorithms.protomaml import protomaml
 from metarun.algorithms.protonet import protonet
 from metarun.algorithms.r2d2 import r2d2
 from metarun.algorithms.scratch import scratch
-from metarun.checks import Row, Subject, checks
 from metarun.problem import Problem
 from metarun.tasks import Tasks
+from metarun.verbs import verify
+from metarun.verbs.checks import Row, Subject, checks
 
 WAYS = 3
 CLUSTERS = dict(starts=2, assign="after", spread=0.3, balance=0.1)

@@ -8,13 +8,13 @@ import oracles
 import pytest
 from test_verify import CLUSTERS, EXPERIMENT, PLAIN, Images, found, one_row, peeping
 
-from metarun import verify
 from metarun.algorithms.clustered import clustered
 from metarun.algorithms.reptile import reptile
 from metarun.assemble import learning
-from metarun.checks import checks
 from metarun.config import check, compose_job
 from metarun.paths import conf_dir
+from metarun.verbs import verify
+from metarun.verbs.checks import checks
 
 PRESETS = sorted(path.stem for path in (conf_dir() / "algo").glob("*.yaml"))
 QUICK = ("maml", "reptile", "mamlpp", "metacurvature")

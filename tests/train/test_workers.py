@@ -10,8 +10,8 @@ import torch
 from oracles import distance, image_tasks, maml, problem
 from tiny import tiny
 
-from metarun.chunks import in_chunks
-from metarun.parallel import Workers
+from metarun.numerics.chunks import in_chunks
+from metarun.numerics.parallel import Workers
 
 
 @pytest.mark.parametrize("model", ["mlp", "conv4-batch", "conv4-one_by_one", "resnet12"])

@@ -1,0 +1,64 @@
+"""What a method costs: operations, memory, parameters; counted, not guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+from metarun.assemble import Experiment
+from metarun.models.layers import without_kernels
+from metarun.numerics.chunks import in_chunks, turned
+from metarun.problem import Meta
+
+
+def flops_per_meta_step(experiment: Experiment, meta: Meta) -> int:
+    """Count the floating-point operations of one meta-step's matrix products and convolutions.
+
+    A multiplication and an addition are two. One task is run plainly and counts for all: they
+    have equal shapes. Of an algorithm of two phases the dearer counts throughout.
+
+    Raises:
+        MemoryExhaustedError: the task does not fit.
+    """
+    algorithm = experiment.algorithm
+    if algorithm.meta_grad is None:
+        return 0
+    tasks, found = experiment.batch(0), list[int]()
+    phases = [meta]
+    if algorithm.turn is not None:
+        at_once = min(experiment.tasks_at_once(), len(tasks))
+        phases.append(meta | turned(algorithm.turn, meta, tasks.chunks, at_once))
+    with without_kernels(experiment.problem.model):  # which are invisible to the counter
+        for phase in phases:
+            with FlopCounterMode(display=False, custom_mapping=GROUPED) as counter:
+                in_chunks(algorithm.meta_grad, phase, tasks[:1], 0, 1)
+            found.append(counter.get_total_flops())
+    return max(found) * len(tasks)
+
+
+CONV_BACKWARD = torch.ops.aten.convolution_backward
+
+
+def _conv_backward(*args: Any, out_shape: Any) -> int:
+    """Count a convolution's backward pass.
+
+    Torch 2.13 counts the gradient of the weights as if every group saw every channel, and several
+    starts run side by side are groups.
+    """
+    *given, groups, (inputs, weights, bias) = args
+    counted: Callable[..., int] = flop_registry[CONV_BACKWARD]
+    of_inputs = counted(*given, groups, (inputs, False, bias), out_val=out_shape)
+    of_weights = counted(*given, groups, (False, weights, bias), out_val=out_shape)
+    return of_inputs + of_weights // groups
+
+
+GROUPED = {CONV_BACKWARD: _conv_backward}
+
+
+def count(meta: Meta) -> int:
+    """Return how many numbers the tensors hold that training moves."""
+    learned = [params for group, params in meta.items() if group != "frozen"]
+    return sum(value.numel() for params in learned for value in params.values())

@@ -1,0 +1,284 @@
+"""Command lines as Hydra reads them: parsed, composed, and taken apart into the jobs of a sweep."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import re
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from metarun.errors import ConfigError
+from metarun.nearest import did_you_mean, shown
+from metarun.paths import conf_dir
+from metarun.settings.compat import flag_parser, initialised
+from metarun.settings.explain import explained, no_such_option
+from metarun.settings.yamlfile import refuse_bombs
+
+PATH_FLAGS = ("--config-path", "-cp", "--config-dir", "-cd")
+NO_LOGGING = ("hydra.job_logging.root=null", "hydra.hydra_logging.root=null")  # it can run code
+
+FOLDER = "results go to name=NAME below METARUN_OUTPUTS"
+LOG = "metarun writes records.jsonl, and log.txt for a job of a sweep"
+OWN = {  # what metarun decides, of Hydra's settings, and what to use instead
+    "hydra.run": FOLDER,
+    "hydra.sweep": FOLDER,
+    "hydra.output_subdir": "config.yaml in the folder of the run holds its configuration",
+    "hydra.job.chdir": "paths are read from where the command is given",
+    "hydra.job.config": "name=NAME names the folder of a run or sweep",
+    "hydra.job_logging": LOG,
+    "hydra.hydra_logging": LOG,
+    "hydra.verbose": LOG,
+}
+
+
+class Command(NamedTuple):
+    """What a command line asks of Hydra."""
+
+    flags: list[str]
+    overrides: list[str]
+    folder: Path  # of the primary configuration
+    name: str  # of the primary configuration
+    extra: Path | None  # --config-dir
+    sweep: bool  # -m
+    shows: bool  # help, --cfg, --info, completion: it runs nothing
+    completes: bool  # shell completion
+
+
+class Composed(NamedTuple):
+    """What a command line means; of a sweep, what its first job does."""
+
+    config: DictConfig  # unresolved, with the node `hydra`
+    sweep: bool
+    jobs: list[list[str]]  # the overrides of each job of a grid; of another search, none
+    fixed: list[str]  # keys that the command line gives one value
+
+
+def parse(words: list[str]) -> Command:
+    """Take a command line apart, in which flags and overrides may be mixed.
+
+    Raises:
+        ConfigError: a flag that does not exist, or would load what cannot be trusted.
+    """
+    parser = flag_parser()
+    complaint = io.StringIO()
+    try:
+        with redirect_stderr(complaint):
+            found = parser.parse_intermixed_args(words)
+    except SystemExit as stop:
+        if stop.code == 0:
+            raise
+        raise ConfigError(_flag_fault(complaint.getvalue(), parser.format_usage())) from None
+    if found.experimental_rerun is not None:
+        raise ConfigError("--experimental-rerun: reads a pickle; use metarun resume RUN")
+    folder = Path(found.config_path).absolute() if found.config_path else conf_dir()
+    extra = Path(found.config_dir).absolute() if found.config_dir else None
+    overrides: list[str] = found.overrides
+    shows = (found.help, found.hydra_help, found.cfg, found.info, found.shell_completion)
+    return Command(
+        flags=_absolute(_without(words, overrides)),
+        overrides=overrides,
+        folder=folder,
+        name=(found.config_name or "config").removesuffix(".yaml"),
+        extra=extra,
+        sweep=found.multirun,
+        shows=any(shows),
+        completes=found.shell_completion,
+    )
+
+
+def compose(command: Command) -> Composed:
+    """Compose the run, or the first job of the sweep, that a command line asks for.
+
+    Raises:
+        ConfigError: whatever Hydra refuses, and what must not be loaded, in one line.
+    """
+    with explaining(command), initialised(command.folder):
+        overrides = _parsed(command.overrides)
+        for folder in _foreign(command, overrides):
+            refuse_bombs(folder)
+        _refuse_own(overrides)
+        _refuse_escapes(overrides)
+        config = _compose(command, [_first_value(o) for o in overrides])
+        _refuse_callbacks(config)
+        sweep = command.sweep or config.hydra.mode == RunMode.MULTIRUN
+        several = [o for o in overrides if o.is_sweep_override()]
+        if several and not sweep:
+            raise ConfigError(f"{several[0].input_line}: several values make a sweep; add -m")
+        fixed = [o.get_key_element() for o in overrides if not o.is_sweep_override()]
+        return Composed(config, sweep, _grid(config, overrides) if sweep else [], fixed)
+
+
+def resolved(config: DictConfig, choices: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return a composed configuration as plain values, with the options chosen under `choices`.
+
+    Raises:
+        ConfigError: an interpolation leads nowhere or in a circle, or a value is missing.
+    """
+    chosen = config.hydra.runtime.choices if choices is None else choices
+    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    try:
+        found: Any = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+    except Exception as error:
+        raise explained(error, lambda: config) from error
+    if "choices" in found:
+        raise ConfigError("choices: no such setting; metarun fills it in itself")
+    named = {g: o for g, o in chosen.items() if isinstance(o, str) and not g.startswith("hydra/")}
+    return {**found, "choices": named}
+
+
+def quoted(text: str) -> str:
+    """Return a text as the value of an override, whatever characters it has.
+
+    A backslash counts only before a quote, the end or an interpolation, and is doubled there.
+    """
+    escaped = re.sub(r'(\\*)("|\$\{)', r"\1\1\\\2", text)
+    return '"' + re.sub(r"(\\+)$", r"\1\1", escaped) + '"'
+
+
+@contextmanager
+def explaining(command: Command) -> Generator[None]:
+    """Turn the errors of Hydra inside the block into a ConfigError of one line."""
+
+    def without_settings() -> DictConfig:
+        with initialised(command.folder):
+            overrides = _parsed(command.overrides)
+            plain = [o for o in overrides if not o.is_delete() and o.package is None]
+            groups = [o for o in plain if _options(o.key_or_group)]
+            return _compose(command, [_first_value(o) for o in groups])
+
+    try:
+        yield
+    except Exception as error:
+        raise explained(error, without_settings) from error
+
+
+def _compose(command: Command, overrides: list[str]) -> DictConfig:
+    if command.extra:
+        given = [o for o in overrides if o.startswith("hydra.searchpath=")]
+        paths = [*_search_path(_parsed(given)), f"file://{command.extra}"]
+        overrides = [f"hydra.searchpath=[{','.join(map(quoted, paths))}]", *overrides]
+    return hydra.compose(command.name, overrides, return_hydra_config=True)
+
+
+def _parsed(overrides: list[str]) -> list[Override]:
+    loader = GlobalHydra.instance().config_loader()
+    return OverridesParser.create(config_loader=loader).parse_overrides(overrides)
+
+
+def _options(group: str) -> list[str]:
+    """Return a group's options, of anything else none; Hydra's own call copies all that it read."""
+    sources = [s for s in GlobalHydra.instance().config_loader().get_sources() if s.is_group(group)]
+    return sorted({name for s in sources for name in s.list(group, ObjectType.CONFIG)})
+
+
+def _first_value(override: Override) -> str:
+    if not override.is_sweep_override():
+        return override.input_line or ""
+    value: Any = override.value()
+    first = (
+        next(iter(override.sweep_string_iterator()))
+        if override.is_discrete_sweep()
+        else value.start
+    )
+    return f"{override.get_key_element()}={first}"
+
+
+def _grid(config: DictConfig, overrides: list[Override]) -> list[list[str]]:
+    """Return each job's overrides, as Hydra's basic sweeper forms them; else none."""
+    if not str(config.hydra.sweeper._target_).endswith(".BasicSweeper"):
+        return []
+    preset = _parsed([f"{k}={v}" for k, v in (config.hydra.sweeper.params or {}).items()])
+    values: dict[str, list[str]] = {}
+    for override in (*preset, *(o for o in overrides if not o.is_hydra_override())):
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            values[key] = [f"{key}={override.get_value_element_as_str()}"]
+        elif override.is_discrete_sweep():
+            values[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            raise ConfigError(f"{override.input_line}: only search=optuna can draw from a range")
+    return [list(job) for job in itertools.product(*values.values())]
+
+
+def _foreign(command: Command, overrides: list[Override]) -> list[Path]:
+    """Return the folders of configurations that are not metarun's own."""
+    searched = [Path(p.removeprefix("file://")).absolute() for p in _search_path(overrides)]
+    own = [] if command.folder == conf_dir() else [command.folder]
+    return [*own, *([command.extra] if command.extra else []), *searched]
+
+
+def _search_path(overrides: list[Override]) -> list[str]:
+    found: list[Any] = [o.value() for o in overrides if o.key_or_group == "hydra.searchpath"]
+    paths: list[Any] = [p for value in found for p in (value if isinstance(value, list) else [])]
+    return [str(p) for p in paths if "pkg://" not in str(p)]
+
+
+def _refuse_own(overrides: list[Override]) -> None:
+    """Refuse what Hydra would do beside metarun, or metarun would pass over in silence."""
+    for override in overrides:
+        key = f"{override.key_or_group.replace('/', '.')}."
+        for own, instead in OWN.items():
+            if key.startswith(f"{own}."):
+                raise ConfigError(f"{override.input_line}: metarun decides this itself; {instead}")
+
+
+def _refuse_escapes(overrides: list[Override]) -> None:
+    """Refuse what is no option's name, and what would be read from outside the options' folders."""
+    for override in overrides:
+        group, said = override.key_or_group, (override.input_line or "").partition("=")[2]
+        options = _options(group)
+        if not options or override.is_delete():
+            continue
+        one = not override.is_sweep_override() and not isinstance(override.value(), str | list)
+        if one and not isinstance(override.value(), dict):
+            raise ConfigError(no_such_option(group, said, options))
+        if ".." in said or said.startswith("/"):
+            raise ConfigError(
+                f"{group}: {shown(said)} is not allowed; must be the name of an option, and "
+                "--config-dir adds a folder of options"
+            )
+
+
+def _refuse_callbacks(config: DictConfig) -> None:
+    for name in config.hydra.callbacks or {}:
+        raise ConfigError(f"hydra.callbacks.{name}: is not allowed; metarun has no callbacks")
+
+
+def _flag_fault(complaint: str, usage: str) -> str:
+    said = complaint.rpartition("error: ")[2].strip()
+    kind, _, rest = said.partition("arguments: ")
+    if kind != "unrecognized ":
+        return said.removeprefix("argument ")
+    flag = rest.split()[0]
+    near = did_you_mean(flag, re.findall(r"--[a-z-]+", usage))
+    return f"{flag}: no such flag{near}; settings have no dashes, as in algo=maml; see --help"
+
+
+def _without(words: list[str], overrides: list[str]) -> list[str]:
+    left = list(overrides)
+    return [word for word in words if not (word in left and not left.remove(word))]
+
+
+def _absolute(flags: list[str]) -> list[str]:
+    """Give folders in full; Hydra would take them from other places than the user."""
+    found: list[str] = []
+    for before, flag in zip(["", *flags], flags, strict=False):
+        name, equals, value = flag.partition("=")
+        if before in PATH_FLAGS:
+            flag = os.path.abspath(flag)
+        elif equals and name in PATH_FLAGS:
+            flag = f"{name}={os.path.abspath(value)}"
+        found.append(flag)
+    return found

@@ -1,0 +1,64 @@
+"""How a sweep stops: its jobs are told, no more are started, and none outlives it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from metarun import manifest
+from metarun.lifeline import die_with
+from metarun.manifest import Entry
+from metarun.signals import REQUESTS
+
+HERE = ("basic", "joblib")  # launchers whose jobs are processes of this machine
+
+
+@contextmanager
+def stoppable(sweep: Path) -> Generator[None]:
+    """Pass the first SIGTERM or Ctrl-C on to the jobs and start no more; leave at the second."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        header, since = manifest.current(sweep)
+        again = any(entry["kind"] == "stop" for entry in since)
+        manifest.append(sweep, "stop", signal=number)
+        for entry in manifest.jobs(since).values() if header["launcher"] in HERE else ():
+            if entry["state"] == "running":
+                with suppress(ProcessLookupError):
+                    os.kill(entry["pid"], signal.SIGKILL if again else number)
+        if again:
+            os._exit(REQUESTS[number].exit_code)
+
+    before = {number: signal.signal(number, stop) for number in REQUESTS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def follow(header: Entry) -> int | None:
+    """Return the process that a job must not outlive, where the jobs are on its machine."""
+    if header["launcher"] not in HERE or header["host"] != socket.gethostname():
+        return None
+    owner: int = header["pid"]
+    if owner != os.getpid():  # a worker, which waits for its job whatever its group is told
+        for number in REQUESTS:
+            signal.signal(number, signal.SIG_IGN)
+        die_with(owner)
+    return owner
+
+
+def halted(header: Entry, since: Sequence[Entry]) -> bool:
+    """Tell whether no further job is to start: the sweep is asked to stop, or fails fast."""
+    failed = any(entry.get("state") == "failed" for entry in since)
+    return any(entry["kind"] == "stop" for entry in since) or (header["fail_fast"] and failed)
+
+
+def is_stopped(sweep: Path) -> bool:
+    """Tell whether a sweep was asked to stop since it was last started."""
+    return any(entry["kind"] == "stop" for entry in manifest.current(sweep)[1])

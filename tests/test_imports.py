@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -52,6 +53,16 @@ def rooms(package: Path) -> dict[str, set[str]]:
 
 def test_rooms_import_in_one_direction() -> None:
     TopologicalSorter(rooms(PACKAGE)).prepare()
+
+
+def test_rooms_import_down_the_readme_s_table() -> None:
+    tree = (PACKAGE.parent / "README.md").read_text().partition("## The tree")[2]
+    rows = re.findall(r"^\| (`.*?) \|", tree, re.MULTILINE)
+    level = {room: n for n, row in enumerate(rows) for room in re.findall(r"\w+", row)}
+    found = rooms(PACKAGE)
+    assert level.keys() == found.keys() - {"__init__", "__main__"}
+    up = [(a, b) for a in level for b in found[a] if level[b] < level[a]]
+    assert not up
 
 
 def test_a_circle_of_rooms_is_found(tmp_path: Path) -> None:

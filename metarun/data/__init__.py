@@ -1,0 +1,1 @@
+"""Data sets, one file each; all are endless, numbered lists of tasks."""

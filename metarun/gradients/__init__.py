@@ -1,0 +1,1 @@
+"""Ways to compute the meta-gradient, each for any learner."""

@@ -1,0 +1,1 @@
+"""Networks, one file each; no algorithm in sight."""

@@ -1,0 +1,1 @@
+"""The commands beside a run, as `metarun VERB`; `compare` and `sync` stand with what they do."""

@@ -1,0 +1,1 @@
+"""What algorithms are made of, beside inner loops and meta-gradients."""

@@ -20,11 +20,13 @@ from metarun.errors import ConfigError, DataError
 from metarun.nearest import did_you_mean
 from metarun.tasks import Tasks
 
+Name = Annotated[str, Field(min_length=1, description="glyphs, omniglot or a folder")]
+
 
 def mixture(
     root: Path,
     *,
-    sources: Annotated[list[str], Field(min_length=1)],
+    sources: Annotated[list[Name], Field(min_length=1)],
     rotations: Rotations,
     protocol: Protocol,
     train_fraction: Fraction,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from typing import Literal
+from typing import Literal, cast
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -19,7 +19,8 @@ def decode(data: bytes, name: str) -> Image.Image:
     """Decode an image; `name` is what an error calls it.
 
     Raises:
-        DataError: it is not an image that pillow can read whole, or has over 64 million pixels.
+        DataError: it is not an image that pillow can read whole, has over 64 million pixels, or
+            numbers that are not of 8 or 16 bits, of which nothing tells which is white.
     """
     try:
         with warnings.catch_warnings():
@@ -27,14 +28,28 @@ def decode(data: bytes, name: str) -> Image.Image:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height <= MOST_PIXELS:
             image.load()
-            return image
     # Seven decoders meet unknown bytes here, and none of them says what it may raise.
     except Exception as error:
         short = _why(error)
         raise DataError(f"{name}: not a readable image ({short}); replace or remove it") from error
-    raise DataError(
-        f"{name}: {image.width} x {image.height} pixels, over {MOST_PIXELS}; make it smaller"
-    )
+    if image.width * image.height > MOST_PIXELS:
+        raise DataError(
+            f"{name}: {image.width} x {image.height} pixels, over {MOST_PIXELS}; make it smaller"
+        )
+    if not _is_bounded(image):
+        raise DataError(
+            f"{name}: its numbers are not of 8 or 16 bits (mode {image.mode}), and nothing tells "
+            "which is white; save it as one of these"
+        )
+    return image
+
+
+def _is_bounded(image: Image.Image) -> bool:
+    """Tell whether the kind of image says what its largest number is; 16 bits may come as 32."""
+    if image.mode != "I":
+        return image.mode != "F"
+    darkest, lightest = cast(tuple[int, int], image.getextrema())
+    return darkest >= 0 and lightest < 2**16
 
 
 def _why(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -19,11 +20,16 @@ from metarun.data.store import stored
 from metarun.errors import ConfigError, DataError
 
 FORMAT = 1  # raise it whenever the pictures change
-SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+# What people take for images: one that cannot be read is refused by name, not left out unsaid.
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".gif", ".bmp", ".webp", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".heic", ".heif", ".avif", ".jp2", ".svg"),
+)
 SPLIT_NAMES: dict[str, Split] = {
     "train": "train",
     "validation": "validation",
     "val": "validation",
+    "valid": "validation",
     "test": "test",
 }
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -32,7 +38,7 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 def folder(
     root: Path,
     *,
-    path: str,
+    path: Annotated[str, Field(min_length=1, description="a folder")],
     size: Annotated[int, Field(ge=4, le=1024)],
     colour: bool,
     rotations: Rotations,
@@ -43,9 +49,10 @@ def folder(
     """Give few-shot tasks over a folder of images, `class/image.png` or `split/class/image.png`.
 
     `path` is taken from the working directory, else from `root`. Images of any size and kind are
-    cut to their largest centred square and resized. Folders named train, validation (or val) and
-    test, and no others, are the splits; otherwise classes are dealt out by the fractions, of which
-    test gets the rest, in an order that `split_seed` names.
+    cut to their largest centred square and resized; hidden files and folders do not count. Folders
+    named train, validation (or val, valid) and test, and no others, are the splits; otherwise
+    classes are dealt out by the fractions, of which test gets the rest, in an order that
+    `split_seed` names.
 
     Raises:
         DataError: no such folder, no images in it, in a split or in a class, or an image that
@@ -98,15 +105,28 @@ def _images_by_class(place: Path) -> dict[str, list[Path]]:
         )
     files: dict[str, list[Path]] = {}
     for child in visible:
-        found = sorted(file for file in child.iterdir() if file.suffix.lower() in SUFFIXES)
+        found = sorted(file for file in child.iterdir() if _is_image(file))
         if not found:
-            raise DataError(f"{child}: no images of this class; add some, or remove the folder")
+            raise DataError(_no_images(child))
         files[child.relative_to(place).as_posix()] = found
     return files
 
 
 def _is_open_folder(path: Path) -> bool:
     return path.is_dir() and not path.name.startswith((".", "__"))
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def _no_images(place: Path) -> str:
+    if any(map(_is_open_folder, place.iterdir())):
+        return (
+            f"{place}: no images of this class, but folders; where these are the classes, the "
+            "folders above them must be train, validation (or val, valid) and test, and no others"
+        )
+    return f"{place}: no images of this class; add some, or take the folder away"
 
 
 def _named_splits(place: Path, names: Sequence[str]) -> dict[Split, list[int]] | None:
@@ -118,7 +138,10 @@ def _named_splits(place: Path, names: Sequence[str]) -> dict[Split, list[int]] |
         if not home:
             return None
         if label in homes:
-            raise DataError(f"{place}: class {label!r} lies in {homes[label]} and in {home}")
+            raise DataError(
+                f"{place}: class {label!r} lies in {homes[label]} and in {home}; a test is of "
+                "classes that training did not see, so put all images of a class into one split"
+            )
         homes[label] = home
         splits[SPLIT_NAMES[home]].append(number)
     if missing := [split for split, numbers in splits.items() if not numbers]:
@@ -131,11 +154,11 @@ def _named_splits(place: Path, names: Sequence[str]) -> dict[Split, list[int]] |
 
 
 def _key(place: Path, files: Mapping[str, list[Path]], size: int, mode: Mode) -> str:
-    digest = hashlib.sha256(f"{place} {size} {mode}".encode())
+    digest = hashlib.sha256(os.fsencode(f"{place} {size} {mode}"))
     for found in files.values():
         for file in found:
             about = file.stat()
-            digest.update(f"{file} {about.st_size} {about.st_mtime_ns}\n".encode())
+            digest.update(os.fsencode(f"{file} {about.st_size} {about.st_mtime_ns}\n"))
     return f"folder/{FORMAT}-{digest.hexdigest()[:16]}"
 
 

@@ -131,10 +131,13 @@ class ImageSource:
             scarcest = pool[self.counts[pool].argmin()]
             images = int(self.counts[scarcest])
             if shots + queries > images:
+                short = int((self.counts[pool] < shots + queries).sum())
+                rest = f" ({short} of its {len(pool)} classes have too few)" if short > 1 else ""
                 raise ConfigError(
                     f"task.shots={shots} and {queries} queries: a task needs {shots + queries} "
                     f"images of a class, and {self.names[int(scarcest)]!r} of the {split} split "
-                    f"has {images}; lower task.shots, task.queries or task.test_queries"
+                    f"has {images}{rest}; lower task.shots, task.queries or task.test_queries, or "
+                    "leave such classes out"
                 )
 
     def to(self, device: torch.device) -> ImageSource:

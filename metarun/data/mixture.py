@@ -15,16 +15,18 @@ from metarun.data.folder import Fraction, folder
 from metarun.data.glyphs import SIZE, glyphs
 from metarun.data.images import ImageSource, Rotations
 from metarun.data.omniglot import Protocol, omniglot
-from metarun.data.source import Split
+from metarun.data.source import Source, Split
 from metarun.errors import ConfigError, DataError
 from metarun.nearest import did_you_mean
 from metarun.tasks import Tasks
+
+Name = Annotated[str, Field(min_length=1, description="glyphs, omniglot or a folder")]
 
 
 def mixture(
     root: Path,
     *,
-    sources: Annotated[list[str], Field(min_length=1)],
+    sources: Annotated[list[Name], Field(min_length=1)],
     rotations: Rotations,
     protocol: Protocol,
     train_fraction: Fraction,
@@ -79,6 +81,16 @@ def _refuse_missing(source: str, root: Path) -> None:
             f"dataset.sources: {source} is neither glyphs nor omniglot{near}, nor a folder, here "
             f"or in {root}"
         )
+
+
+def class_names(source: Source | ImageSource, split: Split) -> frozenset[str]:
+    """Return the names of a split's classes; a source that is not of images has none."""
+    if isinstance(source, MixedSource):
+        parts = zip(source.modes, source.sources, strict=True)
+        return frozenset(f"{mode}: {n}" for mode, part in parts for n in class_names(part, split))
+    if isinstance(source, ImageSource):
+        return frozenset(source.names[number] for number in source.classes[split].tolist())
+    return frozenset()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -15,9 +15,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+WIDTH = 8.0  # inches
 BESIDE = (1.02, 0.5)
 FEW = 12  # methods that a legend beside has room for
-COLUMNS = 5  # of a legend below
+SHORT = 24  # characters of a name that it has room for
+LETTER, AROUND = 0.07, 0.95  # inches that a legend below takes of a name's letter, and beside it
+LINE = 84  # characters of a line of a legend below
+NAME = 36  # characters of a line of a name beside an axis
 BANDS = 8  # that can be told apart in one figure
 TITLE = 70  # characters of a line of a title
 ROOM = 2.3  # either side of the costs: enough for two ticks of 1, 2, 5
@@ -59,12 +63,12 @@ def _adaptation(section: Section, style: dict[str, plots.Style]) -> tuple[Figure
     metric, crowded = section.metric, len(section.entries) > BANDS
     caption = "Adaptation to a new task"
     caption += f" (no 95 % bands: more than {BANDS} methods)" if crowded else ""
-    with plots.sheet(8.0, 4.0 + _below(section)) as (figure, (axes,)):
+    with plots.sheet(WIDTH, 4.0 + _below(section)) as (figure, (axes,)):
         for entry in section.entries:
             band = () if crowded else entry.ci95_by_step
             plots.curve(axes, entry.by_step, band, metric, style[entry.label])
         plots.adaptation_axes(axes, metric, "")
-        _legend(axes, section.entries)
+        _legend(axes, section)
     ends = "; ".join(
         f"{e.label} from {score(e.by_step[0], None, metric)} "
         f"to {score(e.by_step[-1], None, metric)} in {counted(len(e.by_step) - 1, 'step')}"
@@ -76,7 +80,9 @@ def _adaptation(section: Section, style: dict[str, plots.Style]) -> tuple[Figure
 def _paired(section: Section, style: dict[str, plots.Style]) -> tuple[Figure, str, str]:
     factor = plots.scale(section.metric)
     pairs = [pair for pair in section.pairs if pair.b == section.reference][::-1]
-    with plots.sheet(8.0, 1.1 + 0.42 * len(pairs)) as (figure, (axes,)):
+    names = [textwrap.fill(pair.a, NAME) for pair in pairs]
+    lines = [line for name in names for line in name.split("\n")]
+    with plots.sheet(WIDTH, 1.1 + 0.24 * len(pairs) + 0.18 * len(lines)) as (figure, (axes,)):
         axes.axvline(0, color="#555555", linewidth=1.2)
         for row, pair in enumerate(pairs):
             sign = 1 if pair.advantage == pair.difference else -1
@@ -93,12 +99,13 @@ def _paired(section: Section, style: dict[str, plots.Style]) -> tuple[Figure, st
                 elinewidth=2.2,
                 capsize=4,
             )
-        axes.set_yticks(range(len(pairs)), [pair.a for pair in pairs], color=plots.INK)
+        axes.set_yticks(range(len(pairs)), names, color=plots.INK)
         axes.set_ylim(-0.6, len(pairs) - 0.4)
         axes.grid(axis="y", visible=False)
         axes.margins(x=0.12)
         unit = "percentage points" if section.metric == "accuracy" else "less squared error"
-        axes.set_xlabel(f"advantage over {section.reference} ({unit}); right of zero is better")
+        label = f"advantage over {section.reference} ({unit}); right of zero is better"
+        axes.set_xlabel(textwrap.fill(label, 100 - max(map(len, lines))))
     said = "; ".join(f"{p.a} {signed(p.advantage, p.ci95, section.metric)}" for p in pairs[::-1])
     caption = f"Paired difference from {section.reference}"
     return figure, caption, f"Advantage over {section.reference} on the same tasks: {said}."
@@ -107,7 +114,7 @@ def _paired(section: Section, style: dict[str, plots.Style]) -> tuple[Figure, st
 def _compute(section: Section, style: dict[str, plots.Style]) -> tuple[Figure, str, str]:
     metric = section.metric
     caption = f"{METRIC_NAMES[metric].capitalize()} against cost"
-    with plots.sheet(8.0, 3.7 + _below(section), columns=2) as (figure, axes):
+    with plots.sheet(WIDTH, 3.7 + _below(section), columns=2) as (figure, axes):
         for one, key, what in zip(
             axes,
             ("flops_total", "train_seconds"),
@@ -123,7 +130,7 @@ def _compute(section: Section, style: dict[str, plots.Style]) -> tuple[Figure, s
             if metric == "mse":
                 plots.spread(one)
         axes[0].set_ylabel(f"test {plots.axis_label(metric)}")
-        _legend(axes[1], section.entries)
+        _legend(axes[1], section)
     return figure, caption, f"{caption}; the figures are in the table of costs."
 
 
@@ -138,7 +145,7 @@ def _confusion(section: Section, style: dict[str, plots.Style]) -> tuple[Figure,
     titles = {entry.label: entry.label.replace(" ", "\n") for entry in entries}
     lines = max(title.count("\n") for title in titles.values())
     height = 1.2 + 0.36 * len(section.modes) + 0.17 * lines
-    width = max(8.0, 2.0 + 2.6 * len(entries))  # as wide as the others, which a page scales
+    width = max(WIDTH, 2.0 + 2.6 * len(entries))  # as wide as the others, which a page scales
     with plots.sheet(width, height, columns=len(entries)) as (figure, axes):
         for one, entry in zip(axes, entries, strict=True):
             counts: list[list[float]] = next(filter(None, (entry.clusters or {})["confusion"]))
@@ -172,24 +179,46 @@ def _cost_point(axes: Axes, entry: Entry, key: str, metric: str, style: plots.St
         axes.axhline(y, color=style.colour, linestyle="--", linewidth=1.4)
 
 
+def _fits_beside(names: Sequence[str]) -> bool:
+    return len(names) <= FEW and max(map(len, names)) <= SHORT
+
+
+def _names(section: Section) -> list[str]:
+    # matplotlib hides a label that starts with an underscore.
+    return [f" {e.label}" if e.label.startswith("_") else e.label for e in section.entries]
+
+
+def _columns(names: Sequence[str]) -> int:
+    """Return how many columns of a legend below a sheet is wide enough for."""
+    longest = min(max(map(len, names)), LINE)
+    return min(max(int(WIDTH / (AROUND + LETTER * longest)), 1), len(names))
+
+
 def _below(section: Section) -> float:
     """Return the height of a legend below, in inches; nothing where there is room beside."""
-    rows = -(-len(section.entries) // COLUMNS)
-    return 0.1 + 0.22 * rows if len(section.entries) > FEW else 0.0
+    names = _names(section)
+    if _fits_beside(names):
+        return 0.0
+    lines = max(len(textwrap.wrap(name, LINE)) for name in names)
+    return 0.1 + 0.2 * lines * -(-len(names) // _columns(names))
 
 
-def _legend(axes: Axes, entries: Sequence[Entry]) -> None:
+def _legend(axes: Axes, section: Section) -> None:
     from matplotlib.lines import Line2D
 
-    style = plots.styles({entry.label: entry.algo for entry in entries})
-    handles = [Line2D([], [], **style[e.label].of_a_line()) for e in entries]
-    # matplotlib hides a label that starts with an underscore.
-    names = [f" {e.label}" if e.label.startswith("_") else e.label for e in entries]
-    if len(entries) <= FEW:
+    style = plots.styles({entry.label: entry.algo for entry in section.entries})
+    handles = [Line2D([], [], **style[e.label].of_a_line()) for e in section.entries]
+    names = _names(section)
+    if _fits_beside(names):
         axes.legend(handles, names, loc="center left", bbox_to_anchor=BESIDE, labelcolor=plots.INK)
         return
     figure = axes.get_figure(root=True)
     assert figure is not None
     figure.legend(
-        handles, names, loc="outside lower center", ncols=COLUMNS, labelcolor=plots.INK, fontsize=9
+        handles,
+        [textwrap.fill(name, LINE, drop_whitespace=False) for name in names],
+        loc="outside lower center",
+        ncols=_columns(names),
+        labelcolor=plots.INK,
+        fontsize=9,
     )

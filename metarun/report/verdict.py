@@ -18,7 +18,8 @@ from metarun.report.words import (
 if TYPE_CHECKING:
     from metarun.report.result import Entry, Pair, Section
 
-STARTS = {"scratch": "random", "transfer": "pre-trained"}
+PRE_TRAINED = ("transfer", "baselinepp", "logreg", "centroid")
+STARTS = {"scratch": "random"} | dict.fromkeys(PRE_TRAINED, "pre-trained")
 
 
 class Verdict(NamedTuple):
@@ -34,7 +35,8 @@ def verdict(section: Section) -> Verdict:
     """Judge the best meta-learned method against the reference.
 
     Any method could have been the best, so p is adjusted for the comparisons with the reference.
-    Without a meta-learned method, or against one, it judges the best other method by its name.
+    Without a meta-learned method, or against one, it judges the best other method by its name, as
+    it does a bound where there is nothing else.
     """
     others = [entry for entry in section.entries if entry.label != section.reference]
     reference = section.entry(section.reference)
@@ -55,7 +57,7 @@ def verdict(section: Section) -> Verdict:
 
 
 def _question(best: Entry, reference: Entry) -> str:
-    if best.algo in STARTS or reference.algo not in STARTS:
+    if best.oracle or best.algo in STARTS or reference.algo not in STARTS:
         return f"Is {best.label} better than {reference.label}?"
     return f"Is the meta-learned start better than the {STARTS[reference.algo]} one?"
 

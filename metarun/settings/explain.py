@@ -27,6 +27,8 @@ EXTRAS = {  # option of a Hydra group -> what provides it
     "hydra/sweeper/optuna": "optuna",
 }
 NO_SUCH_KEY = re.compile(r"Could not (?:override|delete)(?: from config\.)? '([^']*)'")
+LEXER = "LexerNoViableAltException: "
+POINTED_AT = re.compile(rf"{LEXER}(.*)\n( *)\^")
 OF_HYDRA = (ValueError, RuntimeError, ImportError)  # when it is Hydra that raises them
 FROM_HYDRA = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError)
 
@@ -44,11 +46,9 @@ def explained(error: Exception, composed: Callable[[], DictConfig]) -> Exception
     if isinstance(error, OverrideParseException):
         if "=" not in error.override:
             return ConfigError(f"{error.override}: no setting; write it as key=value")
-        detail = _first_line(re.sub(r"Error parsing override .*\n?", "", error.message))
-        detail = re.sub(r"(?:at )?'<EOF>'", "at its end", detail.partition(" expecting ")[0])
         return ConfigError(
-            f"{error.override}: cannot be read as key=value ({detail}); quote what holds spaces, "
-            "commas or brackets: 'key=\"a, b\"'"
+            f"{error.override}: cannot be read as key=value ({_misread(error)}); quote what holds "
+            "spaces, commas, brackets or ~: 'key=\"a, b\"'"
         )
     if isinstance(error, yaml.YAMLError):
         return ConfigError(yaml_fault(error))
@@ -76,6 +76,14 @@ def no_such_option(group: str, option: str, options: Iterable[str]) -> str:
     near = did_you_mean(option, there)
     listing = f"{group} has {', '.join(there)}" if there else f"there is no group {group}"
     return f"{group}={option}: no such option{near}; {listing}"
+
+
+def _misread(error: OverrideParseException) -> str:
+    """Say what stopped Hydra's parser, whose lexer points at a character from a line below it."""
+    if found := POINTED_AT.match(error.message):
+        return f"{found[1][len(found[2]) - len(LEXER)]!r} is not expected"
+    detail = _first_line(re.sub(r"Error parsing override .*\n?", "", error.message))
+    return re.sub(r"(?:at )?'<EOF>'", "at its end", detail.partition(" expecting ")[0])
 
 
 def _is_hydras(error: Exception) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from metarun import console, manifest
 from metarun.assemble import assemble
 from metarun.config import check, compose_job
 from metarun.data.fetch import data_root
-from metarun.errors import ConfigError
+from metarun.data.mixture import class_names
+from metarun.data.source import Source
+from metarun.errors import ConfigError, DataError
 from metarun.files import prepare_folder, write_atomic
 from metarun.nearest import unknown
 from metarun.outcome import outcome_file, score_file, task_list, versions
@@ -24,6 +27,8 @@ from metarun.signals import stop_requests
 from metarun.state import Vault
 from metarun.train import summary
 
+OWN = ("path", "sources")  # settings that name the user's images, which may change
+SAME_DATA = ("_target_", *OWN)  # which images there are; other settings deal them out
 ELSEWHERE = ("dataset", "task", "test", "hardware", "choices")  # what an evaluation may change
 
 
@@ -33,7 +38,9 @@ def main(argv: list[str]) -> int:
     `metarun compare` reads that folder as it reads a run's.
 
     Raises:
-        ConfigError: no such run, an override that changes what was trained, or other shapes.
+        ConfigError: no such run, an override that changes what was trained, other shapes, or a
+            split that tests classes of the run's training.
+        DataError: the run's data set has changed, so that it may test what was trained on.
         CheckpointError: the run has no usable checkpoint.
         DivergedError: some task's score is not finite.
     """
@@ -61,6 +68,13 @@ def main(argv: list[str]) -> int:
         if here["params"][name].shape != value.shape:
             shapes = f"{[*here['params'][name].shape]}, there {[*value.shape]}"
             raise ConfigError(_other_shapes(f"{name} {shapes}", trained, config, folder))
+    if all(trained["dataset"].get(key) == config["dataset"].get(key) for key in SAME_DATA):
+        alike = trained["dataset"] == config["dataset"]
+        before = {**alone, "dataset": trained["dataset"]}
+        source = experiment.source if alike else assemble(check(before), data_root()).source
+        if any(key in trained["dataset"] for key in OWN):
+            _refuse_changed(vault.data_of_best(), source, folder)
+        _refuse_seen(source, experiment.source, folder)
     with stop_requests() as stop:
         test = experiment.test
         scores = experiment.evaluate(meta, "test", test.tasks, test.steps, stop)
@@ -113,6 +127,28 @@ def with_overrides(config: dict[str, Any], overrides: list[str]) -> dict[str, An
         else:
             changed.merge_with_dotlist([word])
     return OmegaConf.to_container(changed)  # pyright: ignore[reportReturnType]
+
+
+def _refuse_changed(known: Mapping[str, str], source: Source, folder: Path) -> None:
+    """Refuse data that may have been dealt out anew; `known` is the fingerprint of training's."""
+    for split in ("train", "validation"):
+        own = source.fingerprint.get(split)
+        if known.get(split, own) != own:
+            raise DataError(
+                f"{folder}: the {split} split of its data set has changed since (images, or the "
+                "version of pillow that reads them), and the test may hold what was trained on; "
+                "put back what was there, or name other data (dataset)"
+            )
+
+
+def _refuse_seen(before: Source, now: Source, folder: Path) -> None:
+    """Refuse to test classes that the run was trained or chosen on."""
+    seen = class_names(before, "train") | class_names(before, "validation")
+    if again := sorted(class_names(now, "test") & seen):
+        raise ConfigError(
+            f"dataset: of this test split's classes, {len(again)} ({again[0]!r} first) are of the "
+            f"training or validation of {folder}; split the data as there"
+        )
 
 
 def _other_shapes(what: str, trained: dict[str, Any], config: dict[str, Any], folder: Path) -> str:

@@ -195,6 +195,11 @@ CASES = {
     "comma": Case(
         ("algo=maml,",), ("cannot be read as key=value (mismatched input at its end); quote what",)
     ),
+    "unread": Case(("name=a~b",), ("name=a~b: cannot be read as key=value ('~' is not expected)",)),
+    "no-path": Case(("dataset=folder", "dataset.path="), ("dataset.path: ", "must be a folder")),
+    "no-source": Case(
+        ("dataset=mixture", "dataset.sources=['']"), ("dataset.sources: ", "each glyphs, omniglot")
+    ),
     "no-key": Case(("=maml",), ("a setting has no name before its =; write it as key=value",)),
     "nothing-to-take-away": Case(
         ("~outer.clip",), ("outer.clip: is null already, so ~ takes nothing away",)

@@ -99,3 +99,23 @@ def test_a_clear_answer_that_other_seeds_may_turn_says_so(gains, answer, doubtfu
     assert said.answer == answer
     doubt = "Over 2 training seeds that difference is uncertain by ± "
     assert (doubt in said.evidence) == doubtful
+
+
+@pytest.mark.parametrize("algo", ["baselinepp", "logreg", "centroid"])
+def test_a_pre_trained_method_is_not_called_meta_learned(algo):
+    scores = np.random.default_rng(6).normal(0.5, 0.1, TASKS)
+    three = [run("transfer", scores), run(algo, scores + 0.1), run("maml", scores - 0.1)]
+    assert verdict(section(three[:2], None)).question == f"Is {algo} better than transfer?"
+    said = verdict(section(three, None))
+    assert said.question == "Is the meta-learned start better than the pre-trained one?"
+    assert said.evidence.startswith("maml reaches")
+    against = verdict(section(three[1:], algo))
+    assert against.question == "Is the meta-learned start better than the pre-trained one?"
+
+
+def test_a_bound_is_not_called_a_method():
+    scores = np.random.default_rng(6).normal(0.5, 0.1, TASKS)
+    bound = run("multi_maml", scores + 0.1)
+    bound.outcome["oracle"] = True
+    said = verdict(section([run("transfer", scores), bound], None))
+    assert said.question == "Is multi_maml (oracle) better than transfer?"

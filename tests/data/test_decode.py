@@ -88,6 +88,14 @@ def test_half_of_sixteen_bits_is_half_of_eight():
     assert set(square(decode(encoded(image), "a"), 4, "L")) <= {127, 128}
 
 
+@pytest.mark.parametrize(("mode", "value"), [("F", 0.5), ("I", 65536), ("I", -1)])
+def test_numbers_without_a_known_white_are_refused(mode: str, value: float):
+    data = encoded(Image.new(mode, (4, 4), value), "TIFF")
+    with pytest.raises(DataError, match=rf"^set/a\.tif: .* \(mode {mode}\)"):
+        decode(data, "set/a.tif")
+    assert decode(encoded(Image.new("I", (4, 4), 65535), "TIFF"), "a").mode == "I"
+
+
 def test_what_is_transparent_becomes_white():
     clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
     assert square(decode(encoded(clear), "a"), 4, "L") == b"\xff" * 16

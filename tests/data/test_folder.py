@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import chain
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def place(tmp_path: Path) -> Path:
     (tmp_path / "mine" / ".hidden").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("not a class")
     (tmp_path / "mine" / "class0" / "notes.txt").write_text("not an image")
+    (tmp_path / "mine" / "class0" / "._0.png").write_text("as macOS leaves one for each image")
     return tmp_path / "mine"
 
 
@@ -81,14 +83,15 @@ def test_every_class_is_dealt_once(classes: int):
     assert sorted(chain.from_iterable(dealt.values())) == list(range(classes))
 
 
-def test_folders_may_name_the_splits(tmp_path: Path):
-    for split, labels in {"train": "abc", "val": "de", "test": "fg"}.items():
+@pytest.mark.parametrize("val", ["val", "valid", "validation"])
+def test_folders_may_name_the_splits(tmp_path: Path, val: str):
+    for split, labels in {"train": "abc", val: "de", "test": "fg"}.items():
         for label in labels:
             paint(tmp_path / "mine" / split / label / "1.png", (1, 2, 3))
     splits = class_names(opened(tmp_path / "mine"))
     assert splits == {
         "train": {"train/a", "train/b", "train/c"},
-        "validation": {"val/d", "val/e"},
+        "validation": {f"{val}/d", f"{val}/e"},
         "test": {"test/f", "test/g"},
     }
 
@@ -113,6 +116,14 @@ def test_the_cache_follows_the_images(place: Path, cache: Path):
     assert opened(place).counts[0] == 4
 
 
+def test_a_name_that_is_no_text_is_as_good_as_any(place: Path):
+    before = opened(place)
+    (place / "class0").rename(os.fsdecode(bytes(place) + b"/class0\xe9"))
+    found = opened(place)
+    assert torch.equal(found.bank, before.bank)
+    assert found.names[0] == "class0\udce9"
+
+
 def refused(place: Path, kind: type[MetarunError] = DataError, **other: object) -> str:
     with pytest.raises(kind) as caught:
         opened(place, **other)
@@ -135,6 +146,19 @@ def test_a_class_without_images_is_named(place: Path):
     assert refused(place).startswith(f"{place / 'class9'}: no images")
 
 
+def test_folders_in_a_class_are_taken_for_splits_of_another_name(place: Path):
+    paint(place / "Train" / "cat" / "1.png", (1, 2, 3))
+    text = refused(place)
+    assert text.startswith(f"{place / 'Train'}: no images of this class, but folders; ")
+    assert text.endswith("must be train, validation (or val, valid) and test, and no others")
+
+
+@pytest.mark.parametrize("name", ["bad.heic", "bad.SVG"])
+def test_an_image_of_another_kind_is_not_left_out_unsaid(place: Path, name: str):
+    (place / "class3" / name).write_text("of a kind that is not read")
+    assert refused(place).startswith(f"{place / 'class3' / name}: not a readable image (none of ")
+
+
 @pytest.mark.parametrize("fault", ["text", "cut", "folder", "huge"])
 def test_an_unreadable_image_is_named(place: Path, fault: str):
     path = place / "class3" / "bad.png"
@@ -153,7 +177,9 @@ def test_an_unreadable_image_is_named(place: Path, fault: str):
 def test_a_class_in_two_splits_is_refused(tmp_path: Path):
     for split in ("train", "test"):
         paint(tmp_path / "mine" / split / "cat" / "1.png", (1, 2, 3))
-    assert "class 'cat' lies in " in refused(tmp_path / "mine")
+    text = refused(tmp_path / "mine")
+    assert "class 'cat' lies in test and in train; " in text
+    assert text.endswith("put all images of a class into one split")
 
 
 @pytest.mark.parametrize(
@@ -175,6 +201,8 @@ def test_fractions_must_leave_something_for_test(place: Path):
 
 def test_a_class_that_is_too_small_is_named(place: Path):
     source = opened(place)
-    with pytest.raises(ConfigError, match=r"'class\d' of the \w+ split has \d+"):
+    with pytest.raises(ConfigError, match=r"'class\d' of the \w+ split has \d+ \(4 of its 4 class"):
         source.check(ways=2, shots=5, queries=6)
+    with pytest.raises(ConfigError, match=r"'class0' of the \w+ split has 3; lower .* leave such"):
+        source.check(ways=2, shots=1, queries=3)
     source.check(ways=2, shots=1, queries=2)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from metarun.data.folder import folder
-from metarun.data.mixture import MixedSource, mixture
+from metarun.data.mixture import MixedSource, class_names, mixture
 from metarun.data.source import Source
 from metarun.errors import ConfigError, DataError
 from metarun.tasks import Tasks
@@ -73,6 +73,15 @@ def test_chunks_are_parts_of_the_whole(place: Path, size: int) -> None:
     others = [source.examples(i, 1, seed=1) for i in range(10)]
     assert torch.equal(x, torch.cat([a for a, _ in others]))
     assert torch.equal(y, torch.cat([b for _, b in others]))
+
+
+def test_classes_of_one_name_are_told_apart_by_their_source(place: Path) -> None:
+    source = opened(place, "dark", "light")
+    names = {split: class_names(source, split) for split in ("train", "validation", "test")}
+    assert [len(found) for found in names.values()] == [3 + 4, 2 + 2, 2 + 3]
+    assert len(frozenset.union(*names.values())) == 7 + 9
+    assert {name.partition(": ")[0] for name in names["test"]} == {"dark", "light"}
+    assert class_names(source.sources[0], "test") < {f"class{label}" for label in range(7)}
 
 
 def test_examples_number_the_classes_through(place: Path) -> None:

@@ -1,4 +1,4 @@
-"""Runs on images that change: between two runs, and between a stop and going on."""
+"""Runs on images that change: between two runs, a stop and going on, a run and its evaluation."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 from tiny import TINY
 
-from metarun import checkpoint
+from metarun import checkpoint, evaluate_again
 from metarun.assemble import assemble
 from metarun.config import check, compose_job
+from metarun.errors import ConfigError, DataError
 from metarun.outcome import task_list
 from metarun.run import run_job
 
@@ -91,3 +92,39 @@ def test_a_checkpoint_without_a_fingerprint_is_gone_on_from(place: Path, tmp_pat
         checkpoint.save(path.parent, path.stem, tensors, meta, keep=9)
     shutil.rmtree(place / "train" / "train3")
     assert run_job(config, folder) == 0
+
+
+@pytest.fixture
+def dealt(place: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Images whose classes are dealt out to the splits, and a run on them."""
+    images = tmp_path / "dealt"
+    for number, folder in enumerate(sorted(place.glob("*/*"))):
+        shutil.copytree(folder, images / f"class{number}")
+    config = settings(images)
+    config["dataset"] |= {"train_fraction": 0.5, "validation_fraction": 0.25}
+    assert run_job(config, tmp_path / "run") == 0
+    return images, tmp_path / "run"
+
+
+def test_an_evaluation_tests_no_class_of_training(dealt: tuple[Path, Path]) -> None:
+    _, run = dealt
+    for split in ("dataset.split_seed=1", "dataset.train_fraction=0.3"):
+        said = r"^dataset: of this test split's classes, \d \('class\d' first\) are of the training"
+        with pytest.raises(ConfigError, match=said):
+            evaluate_again.main([str(run), split])
+    assert not (run / "evaluations").exists()
+    assert evaluate_again.main([str(run), "test.tasks=7"]) == 0
+    harmless = ("dataset.train_fraction=0.375", "dataset.validation_fraction=0.375")
+    assert evaluate_again.main([str(run), *harmless]) == 0, "the test split is the same"
+
+
+def test_an_evaluation_asks_for_the_images_of_training(dealt: tuple[Path, Path]) -> None:
+    images, run = dealt
+    shutil.copytree(images, images.with_name("other"))
+    shutil.copytree(images / "class0", images / "another")  # and all classes are dealt out anew
+    with pytest.raises(DataError, match=r"run: the train split of its data set has changed since"):
+        evaluate_again.main([str(run)])
+    other = f"dataset.path={images.with_name('other')}"
+    assert evaluate_again.main([str(run), other, "dataset.split_seed=1"]) == 0, "not known to be so"
+    shutil.rmtree(images / "another")
+    assert evaluate_again.main([str(run)]) == 0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from matplotlib.figure import Figure
 
-from metarun import plots
 from metarun.compare import compare, load
+from metarun.report import plots
 from metarun.report.figures import figures
 
 

@@ -11,12 +11,13 @@ import pytest
 from PIL import Image
 from tiny import TINY
 
-from metarun import checkpoint, evaluate_again
+from metarun import checkpoint
 from metarun.assemble import assemble
 from metarun.config import check, compose_job
 from metarun.errors import ConfigError, DataError
 from metarun.outcome import task_list
 from metarun.run import run_job
+from metarun.verbs import evaluate_again
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

@@ -106,14 +106,15 @@ class _Run:
         if notice:
             console.say(notice)
         _tell_short_test(experiment)
-        with nothing_to_save():  # compiling takes a minute in which nobody looks at the flag
-            experiment, batching = settle(experiment, state.meta, state.chunk)
+        first = experiment.initial()  # not where it stands: a run that goes on settles alike
+        with nothing_to_save():  # tracing and building take long, and nobody looks at the flag
+            experiment, batching = settle(experiment, first, state.chunk)
         if batching.short:
             state.chunk = batching.chunk
         self.stop.check()
         self.experiment = experiment
         self.records.write("batching", state.step, batching.describe())
-        flops = flops_per_meta_step(experiment, state.meta)
+        flops = flops_per_meta_step(experiment, first)
         with (
             crew(experiment, self.config) as helpers,
             console.progress(self.folder.name, 1.0, "budget") as self.show,

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 from metarun.errors import KeyboardStopError, MetarunError, PreemptedError
 
@@ -41,26 +42,22 @@ class Stop:
             self.requested, self.since = number, now
         if now - self.since < ONE_REQUEST_S:
             return
-        # The second request must not wait for anything: no cleanup, but a terminal with a cursor.
-        for descriptor in (1, 2):
-            if os.isatty(descriptor):
-                os.write(descriptor, SHOW_CURSOR)
-        os._exit(REQUESTS[self.requested].exit_code)
+        _exit(self.requested)  # the second request must not wait for anything
 
 
 @contextmanager
 def nothing_to_save() -> Generator[None]:
     """Let a signal end the process at once with its exit code.
 
-    For the seconds in which a run is imported, composed and torn down; `stop_requests` inside takes
-    over. A KeyboardInterrupt would not do: raised inside an import, it can cost the exit code.
+    For the time in which a run is imported, composed, compiled and torn down; `stop_requests`
+    inside takes over. A KeyboardInterrupt would not do: raised inside an import, it can cost the
+    exit code.
     """
 
     def end(number: int, _: FrameType | None) -> None:
         name = signal.Signals(number).name
         text = f"metarun: stopped by {name} with nothing to save; the same command goes on\n"
-        os.write(2, text.encode())
-        os._exit(REQUESTS[number].exit_code)
+        _exit(number, text)
 
     with _handling(end):
         yield
@@ -75,6 +72,15 @@ def stop_requests() -> Generator[Stop]:
     stop = Stop()
     with _handling(stop._handle):  # pyright: ignore[reportPrivateUsage]
         yield stop
+
+
+def _exit(request: int, text: str = "") -> NoReturn:
+    """End the process without any cleanup, but leave a terminal with a cursor."""
+    if terminal := next(filter(os.isatty, (2, 1)), None):
+        os.write(terminal, SHOW_CURSOR)
+    if text:
+        os.write(2, text.encode())
+    os._exit(REQUESTS[request].exit_code)
 
 
 @contextmanager

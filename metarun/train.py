@@ -17,7 +17,7 @@ from metarun.gradients.metagradient import MetaGradient
 from metarun.numerics.chunks import turned
 from metarun.numerics.outer import OuterOptimizer
 from metarun.report.clusters import agreement
-from metarun.signals import Stop
+from metarun.signals import Stop, nothing_to_save
 from metarun.state import State
 from metarun.tasks import Tasks
 
@@ -61,7 +61,9 @@ def train(
     algorithm, validation = experiment.algorithm, experiment.validation
     if algorithm.meta_grad is None:
         return state
-    steps = MetaSteps(experiment, state, log.record, crew)
+    stop.check()
+    with nothing_to_save():  # compiling takes a minute in which nobody looks at the flag
+        steps = MetaSteps(experiment, state, log.record, crew)
     optimizer = steps.optimizer
     every = max(1, validation.every // 25)
     while (done := spent(experiment, state, flops_a_step)) < 1:

@@ -13,7 +13,9 @@ import metarun
 ROOT = Path(metarun.__file__).parents[1]
 
 
-def python(*words: str | Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+def python(
+    *words: str | Path, env: Mapping[str, str] | None = None, error: int = subprocess.PIPE
+) -> subprocess.Popen[str]:
     """Start Python with the package importable and its output in pipes, on one thread."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
@@ -21,7 +23,7 @@ def python(*words: str | Path, env: Mapping[str, str] | None = None) -> subproce
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **(env or {})},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=error,
         text=True,
     )
 

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from metarun.assemble import Experiment
 from metarun.models.layers import without_kernels
 from metarun.numerics.chunks import in_chunks, turned
+from metarun.numerics.compiled import Graph
 from metarun.problem import Meta
 
 
@@ -24,17 +25,20 @@ def flops_per_meta_step(experiment: Experiment, meta: Meta) -> int:
         MemoryExhaustedError: the task does not fit.
     """
     algorithm = experiment.algorithm
-    if algorithm.meta_grad is None:
+    meta_grad = algorithm.meta_grad
+    if meta_grad is None:
         return 0
+    if isinstance(meta_grad, Graph):  # whose products are invisible to the counter
+        meta_grad = meta_grad.plain
     tasks, found = experiment.batch(0), list[int]()
     phases = [meta]
     if algorithm.turn is not None:
         at_once = min(experiment.tasks_at_once(), len(tasks))
         phases.append(meta | turned(algorithm.turn, meta, tasks.chunks, at_once))
-    with without_kernels(experiment.problem.model):  # which are invisible to the counter
+    with without_kernels(experiment.problem.model):  # likewise
         for phase in phases:
             with FlopCounterMode(display=False, custom_mapping=GROUPED) as counter:
-                in_chunks(algorithm.meta_grad, phase, tasks[:1], 0, 1)
+                in_chunks(meta_grad, phase, tasks[:1], 0, 1)
             found.append(counter.get_total_flops())
     return max(found) * len(tasks)
 

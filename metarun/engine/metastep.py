@@ -37,7 +37,7 @@ class MetaSteps:
         there = graph and device != "cpu"  # where a recording counts the optimiser's steps
         self.optimizer = OuterOptimizer(experiment.outer, state.meta, capturable=there)
         self.optimizer.restore(state.moments)
-        self.meta_grad = experiment.algorithm.meta_grad
+        self.algorithm = experiment.algorithm
         self.ahead = Ahead(experiment)
         self.recorded = self._recorded() if graph and device in RECORDERS else None
 
@@ -77,7 +77,8 @@ class MetaSteps:
         why, told = "a batch is more than the tasks at once", not on_cpu
         if (self.state.chunk or experiment.tasks_at_once()) >= experiment.outer.batch:
             if on_cpu:  # where the graph by itself was not compiled
-                self.meta_grad, instead = graph.plain, "running it as it is"
+                self.algorithm = self.algorithm._replace(meta_grad=graph.plain)
+                instead = "running it as it is"
             try:
                 within = graph.traced if on_cpu else graph
                 found, why = Recorded(within, graph.plain, self.optimizer, self.ahead), "yes"
@@ -90,8 +91,8 @@ class MetaSteps:
         return found
 
     def _meta_gradient(self, tasks: Tasks) -> tuple[MetaGradient, Tensor] | None:
-        experiment, state = self.experiment, self.state
-        algorithm, outer = experiment.algorithm, experiment.outer
+        experiment, state, algorithm = self.experiment, self.state, self.algorithm
+        outer = experiment.outer
         found, fitted = self._in_chunks(tasks)
         norm = gradient_norm(found.gradient)
         if is_finite(found, norm):
@@ -121,14 +122,14 @@ class MetaSteps:
         return None
 
     def _in_chunks(self, tasks: Tasks) -> tuple[MetaGradient, int]:
-        experiment, state = self.experiment, self.state
-        assert self.meta_grad is not None
+        experiment, state, meta_grad = self.experiment, self.state, self.algorithm.meta_grad
+        assert meta_grad is not None
         chunk = state.chunk or experiment.tasks_at_once()
         if self.crew is not None:
             found, fitted = self.crew.meta_gradient(state.meta, tasks, state.step, chunk)
         else:
             found, fitted = in_chunks(
-                self.meta_grad, state.meta, tasks, state.step, chunk, experiment.workers
+                meta_grad, state.meta, tasks, state.step, chunk, experiment.workers
             )
         if fitted < min(chunk, len(tasks)):
             state.chunk = fitted

@@ -7,7 +7,8 @@ taken again as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -17,11 +18,12 @@ from metarun.engine.ahead import Ahead
 from metarun.engine.batching import COMPILED
 from metarun.gradients.metagradient import MetaGrad, MetaGradient
 from metarun.numerics.chunks import map_meta
-from metarun.numerics.compiled import built, first_line, quiet
+from metarun.numerics.compiled import NotCompiledError, built, first_line, quiet
 from metarun.numerics.divergence import finite
 from metarun.numerics.formulas import moved
 from metarun.numerics.outer import OuterOptimizer, gradient_norm, learning_rate
 from metarun.numerics.trees import apart
+from metarun.problem import Meta
 from metarun.tasks import Tasks
 
 WARMING = 3  # runs before the recording, in which libraries allocate what they keep
@@ -81,7 +83,8 @@ class Recorded:
     ) -> None:
         self.meta_grad, self.optimizer, self.ahead = meta_grad, optimizer, ahead
         other = min(1, ahead.steps - 1)  # another meta-step than is recorded
-        wanted = plain(optimizer.meta, ahead.batch(other), other)
+        first = ahead.experiment.initial()  # compared there: a run that goes on decides alike
+        wanted = plain(first, ahead.batch(other), other)
         self.names = [(g, n) for g, some in wanted.gradient.items() for n in some]
         self.figures = list(wanted.figures)
         self.moments = optimizer.moments_in_place(wanted.gradient)
@@ -92,9 +95,12 @@ class Recorded:
         self.moves = torch.zeros((), dtype=torch.bool, device=device)  # not while recording
         try:
             self.replay = RECORDERS[device.type](self._step, self._inputs())
-        except Exception as error:  # whatever a driver, a compiler or an allocator can raise
+        except NotCompiledError as error:
+            raise NotRecordedError(str(error)) from error
+        except Exception as error:  # whatever a driver or an allocator can raise
             raise NotRecordedError(first_line(error)) from error
-        difference = apart(self.look(other).gradient, wanted.gradient)
+        with self._lent(first):
+            difference = apart(self.look(other).gradient, wanted.gradient)
         if not difference <= COMPILED[wanted.losses.dtype]:
             raise NotRecordedError(f"its meta-gradient is {difference:.1e} from the other's")
 
@@ -109,6 +115,16 @@ class Recorded:
         """Return what a meta-step finds, and move nothing."""
         self.moves.fill_(False)
         return self._found(step)[2]
+
+    @contextmanager
+    def _lent(self, meta: Meta) -> Generator[None]:
+        """Give the meta-parameters other values inside the block."""
+        own = map_meta(torch.clone, self.optimizer.meta)
+        try:
+            _copy(meta, self.optimizer.meta)
+            yield
+        finally:
+            _copy(own, self.optimizer.meta)
 
     def _found(self, step: int) -> tuple[Tensor, Tensor, MetaGradient]:
         block, index = divmod(step, self.ahead.steps)
@@ -158,15 +174,21 @@ class Recorded:
         pulls = [found.gradient[group][name] for group, name in self.names]
         return [fine, norm, found.losses, *found.figures.values(), *pulls]
 
-    def _clipped(self, found: MetaGradient, norm: Tensor) -> dict[str, dict[str, Tensor]]:
+    def _clipped(self, found: MetaGradient, norm: Tensor) -> Meta:
         largest = self.optimizer.settings.clip
         if largest is None:
             return found.gradient
         factor = (largest / norm).clamp(max=1.0)
         return map_meta(lambda value: value * factor.to(value.dtype), found.gradient)
 
-    def _named(self, pulls: Sequence[Tensor]) -> dict[str, dict[str, Tensor]]:
-        gradient: dict[str, dict[str, Tensor]] = {}
+    def _named(self, pulls: Sequence[Tensor]) -> Meta:
+        gradient: Meta = {}
         for (group, name), pull in zip(self.names, pulls, strict=True):
             gradient.setdefault(group, {})[name] = pull
         return gradient
+
+
+def _copy(source: Meta, target: Meta) -> None:
+    for group, params in source.items():
+        for name, value in params.items():
+            target[group][name].copy_(value)

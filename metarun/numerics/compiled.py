@@ -15,7 +15,6 @@ from math import inf
 from typing import Any, NamedTuple
 
 import torch
-import torch._inductor
 from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx  # pyright: ignore[reportUnknownVariableType]
@@ -32,6 +31,7 @@ from metarun.tasks import Tasks
 SMALL = 4_000_000
 LONG = {"meta_steps": 20_000, "seconds": 300}  # budgets that win back up to a minute of building
 STEPS = (0, 1, 10**9)  # meta-steps at which the graph must be one and the same
+FOLDER = "TORCHINDUCTOR_CACHE_DIR"  # the variable that names the compiler's cache
 
 Names = tuple[tuple[str, tuple[str, ...]], ...]
 Called = Callable[..., Sequence[Tensor]]
@@ -115,12 +115,26 @@ def built(graph: GraphModule, inputs: Sequence[Tensor]) -> Called:
     Raises:
         NotCompiledError: the compiler fails.
     """
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(code_cache() / "inductor"))
+    import torch._inductor  # which takes as long as torch itself
+
     try:
+        _choose_folder()
         with quiet(), _cached():
             return torch._inductor.compile(graph, list(inputs))  # pyright: ignore
     except Exception as error:  # whatever a compiler can raise
-        raise NotCompiledError(first_line(error)) from error
+        advice = f"if an earlier build was cut short, delete {os.environ.get(FOLDER)}"
+        raise NotCompiledError(f"{first_line(error)}; {advice}") from error
+
+
+def _choose_folder() -> None:
+    """Keep what is built in the user's own cache, unless another folder was named.
+
+    Torch names one on its import, below /tmp, where whoever comes first could have put code.
+    """
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    if os.environ.get(FOLDER) in (None, default_cache_dir()):
+        os.environ[FOLDER] = str(code_cache() / "inductor")
 
 
 def _cached() -> AbstractContextManager[Any]:
@@ -183,7 +197,6 @@ def _is_random(operation: Any) -> bool:
     return torch.Tag.nondeterministic_seeded in getattr(operation, "tags", ())
 
 
-def _text(graph: GraphModule) -> tuple[str, list[Any]]:
+def _text(graph: GraphModule) -> tuple[str, list[tuple[str, str]]]:
     """Return a graph's code and the numbers that were written into it."""
-    constants = sorted((n, v.tolist()) for n, v in vars(graph).items() if isinstance(v, Tensor))
-    return graph.code, constants
+    return graph.code, sorted((n, str(v.tolist())) for n, v in graph.named_buffers())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import threading
 import time
@@ -84,6 +85,21 @@ def test_with_nothing_to_save_a_request_ends_the_process_at_once(number, code):
     assert process.returncode == code
     assert "with nothing to save; the same command goes on" in error
     assert error.count("\n") == 1
+
+
+def test_a_terminal_is_left_with_a_cursor():
+    """A progress bar hides it, and the compiler may be at work below it."""
+    screen, its_side = pty.openpty()
+    process = python("-c", START_UP, error=its_side)
+    os.close(its_side)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(5) == 75
+    shown = os.read(screen, 1000)
+    os.close(screen)
+    process.communicate()
+    assert shown.startswith(b"\x1b[?25h")
+    assert b"with nothing to save" in shown
 
 
 def test_a_request_that_arrives_twice_is_one():

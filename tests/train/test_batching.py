@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch._inductor
 from tiny import tiny, tiny_config
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from metarun.assemble import Experiment, assemble
 from metarun.config import check, compose_job
@@ -70,6 +73,23 @@ def test_operations_are_counted_whoever_carries_them_out() -> None:
     assert flops_per_meta_step(fast, meta) == flops_per_meta_step(plain, meta) > 1e6
     assert fast.hardware.way == "batched"
     assert apart(gradient(fast, meta), gradient(plain, meta)) > 0, "kernels are off"
+
+
+def test_operations_are_counted_where_a_graph_is_of_one_task(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is compiled hides its products from the counter, and no operation would be no budget."""
+
+    def never(*_: object) -> None:
+        raise AssertionError("the graph was built")
+
+    monkeypatch.setattr("metarun.numerics.compiled.built", never)
+    plain = tiny("algo=maml")
+    meta, meta_grad = plain.initial(), plain.algorithm.meta_grad
+    assert meta_grad is not None
+    graph = Graph(meta_grad, meta, plain.batch(0)[:1])
+    compiled = replace(plain, algorithm=plain.algorithm._replace(meta_grad=graph))
+    assert flops_per_meta_step(compiled, meta) == flops_per_meta_step(plain, meta) > 0
 
 
 def test_without_a_compiler_torch_does_the_work(monkeypatch) -> None:
@@ -199,12 +219,7 @@ def test_one_graph_gives_the_same_and_other_shapes_run_as_they_are() -> None:
         torch.testing.assert_close(found.shift, wanted.shift)
 
 
-def test_what_depends_on_the_meta_step_or_on_numbers_is_not_compiled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # and it is put back
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+def test_what_depends_on_the_meta_step_or_on_numbers_is_not_compiled() -> None:
     experiment = tiny("algo=maml")
     meta, tasks = experiment.initial(), experiment.batch(0)
     plain = experiment.algorithm.meta_grad
@@ -214,17 +229,36 @@ def test_what_depends_on_the_meta_step_or_on_numbers_is_not_compiled(
         found = plain(meta, tasks, step)
         return found._replace(losses=found.losses / (1 + step))
 
+    def annealed(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
+        found = plain(meta, tasks, step)
+        return found._replace(losses=found.losses * torch.tensor([1.0 if step < 100 else 0.5]))
+
     def looking(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
         found = plain(meta, tasks, step)
         return found if bool(found.losses.mean() > 0) else found._replace(losses=-found.losses)
 
-    with pytest.raises(NotCompiledError, match="it depends on the meta-step"):
-        Graph(aging, meta, tasks)
+    for function in (aging, annealed):
+        with pytest.raises(NotCompiledError, match="it depends on the meta-step"):
+            Graph(function, meta, tasks)
     with pytest.raises(NotCompiledError):
         Graph(looking, meta, tasks)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_what_is_built_is_kept_where_nobody_else_can_put_anything(
+    named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch's own folder is below /tmp, and it names that one as soon as it is imported."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    there = str(tmp_path / "named") if named else default_cache_dir()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", there)
     monkeypatch.setattr(torch._inductor, "compile", lambda graph, inputs: graph)
+    experiment = tiny("algo=maml")
+    meta, tasks, plain = experiment.initial(), experiment.batch(0), experiment.algorithm.meta_grad
+    assert plain is not None
     Graph(plain, meta, tasks)(meta, tasks, 0)
-    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(code_cache() / "inductor")
+    wanted = there if named else str(code_cache() / "inductor")
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == wanted
 
 
 @KERNELS

@@ -16,6 +16,7 @@ from metarun.data.regression import RegressionSource
 from metarun.engine import recorded
 from metarun.engine.batching import settle
 from metarun.numerics import compiled
+from metarun.numerics.chunks import map_meta
 from metarun.numerics.compiled import NotCompiledError
 from metarun.numerics.formulas import moved
 from metarun.numerics.outer import OuterOptimizer
@@ -151,13 +152,9 @@ def test_compiled_meta_steps_are_those_that_are_called() -> None:
     same(whole, called)
 
 
-@pytest.mark.usefixtures("uncompiled")
-@pytest.mark.parametrize("policy", ["skip_step", "drop_tasks"])
-def test_what_is_not_finite_moves_nothing_and_is_taken_again(
-    policy: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def poison(monkeypatch: pytest.MonkeyPatch, bad: int) -> None:
+    """Make one training task not finite."""
     inner = RegressionSource.tasks
-    bad = 4 * 5 + 2  # a task of meta-step 5
 
     def tasks(self: RegressionSource, split: Any, first: int, count: int, **shape: Any) -> Tasks:
         found = inner(self, split, first, count, **shape)
@@ -166,6 +163,14 @@ def test_what_is_not_finite_moves_nothing_and_is_taken_again(
         return found
 
     monkeypatch.setattr(RegressionSource, "tasks", tasks)
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("policy", ["skip_step", "drop_tasks"])
+def test_what_is_not_finite_moves_nothing_and_is_taken_again(
+    policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, 4 * 5 + 2)
     words = ("algo=maml", f"outer.on_divergence={policy}")
     called, _ = trained(*words, "hardware.compile=false")
     whole, log = trained(*words, "hardware.compile=true")
@@ -174,16 +179,35 @@ def test_what_is_not_finite_moves_nothing_and_is_taken_again(
     same(whole, called)
 
 
+@pytest.mark.usefixtures("uncompiled")
+def test_a_run_that_goes_on_decides_as_it_did_at_its_start() -> None:
+    """It stands where no task is finite; and looking moves nothing, be it from elsewhere."""
+    words = ("algo=maml", "hardware.compile=true", "outer.on_divergence=skip_step")
+    experiment, log = tiny("budget.total=8", *words), Log()
+    settled, _ = settle(experiment, experiment.initial())
+    far = {"params": {n: v + 1e30 for n, v in experiment.initial()["params"].items()}}
+    state = train(settled, State(map_meta(torch.clone, far)), log, Stop(), 1.0)
+    assert said(log) == ["yes"]
+    assert state.skipped == 8
+    assert all(torch.equal(value, far["params"][n]) for n, value in state.meta["params"].items())
+
+
+@pytest.mark.parametrize("words", [(), ("outer.batch=1", "outer.on_divergence=drop_tasks")])
 def test_without_a_compiler_it_runs_as_it_is(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Also where the tasks of a batch that is not finite are looked at one by one."""
+
     def failing(*_: object) -> None:
         raise NotCompiledError("no C++ compiler")
 
-    monkeypatch.setattr(recorded, "built", failing)
-    called, _ = trained("algo=maml", "hardware.compile=false")
-    plain, log = trained("algo=maml", "hardware.compile=true")
-    assert all("no C++ compiler" in why for why in said(log))
+    for module in (compiled, recorded):
+        monkeypatch.setattr(module, "built", failing)
+    if words:
+        poison(monkeypatch, 5)
+    called, _ = trained("algo=maml", *words, "hardware.compile=false")
+    plain, log = trained("algo=maml", *words, "hardware.compile=true")
+    assert said(log) == ["no C++ compiler"] * 2
     assert "hardware.compile: not recorded" in capsys.readouterr().err
     same(plain, called)
 

@@ -7,11 +7,13 @@ import sys
 import time
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.padding import Padding
 from rich.progress_bar import ProgressBar
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from metarun.report.result import Comparison, Section
 
 Show = Callable[[float, Mapping[str, float | str]], None]
+NARROWEST_NAME = 8  # letters of a method's, folded, before columns are left out
 LIVE_S, PLAIN_S = 0.2, 10.0  # between two updates, on a terminal and elsewhere
 PLAINER = str.maketrans({words.DASH: "-", words.MINUS: "-", "…": "~"})
 COLOURS = {
@@ -116,7 +119,7 @@ def comparison_table(comparison: Comparison, told: Collection[Path] = ()) -> Ren
     """
     parts: list[RenderableType] = [_text(line) for line in comparison.notices]
     for section in comparison.sections:
-        parts += ["", Text(title(section), "bold"), _section_table(section), *_remarks(section)]
+        parts += ["", Text(title(section), "bold"), _Overview(section), *_remarks(section)]
     if missing := [x for x in comparison.left_out if Path(x.folder) not in told]:
         rows = [(x.name, x.status, x.reason) for x in missing]
         parts += ["", _states("Not in the comparison", ("Run", "State", "Why"), rows)]
@@ -212,19 +215,29 @@ def _figures(figures: Mapping[str, float | str]) -> list[str]:
     return [one(name, value) for name, value in figures.items()]
 
 
-def _section_table(section: Section) -> Table:
-    found = tables.overview(section)
-    first, *rest = found.head
-    table = Table(
-        Column(first, overflow="fold", min_width=8),
-        *(Column(_text(name), justify="right", no_wrap=True) for name in rest),
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    for row in found.rows:
-        table.add_row(*map(_text, row), style="bold" if row[0] == section.reference else "")
-    return table
+@dataclass(frozen=True)
+class _Overview:
+    """A section's table; a narrow terminal gets its first columns, which are whole."""
+
+    section: Section
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        found = tables.overview(self.section)
+        widths = [max(map(len, column)) for column in zip(found.head, *found.rows, strict=True)]
+        needed = accumulate([2 + NARROWEST_NAME, *(width + 2 for width in widths[1:])])
+        shown = max(2, sum(width <= options.max_width for width in needed))
+        first, *rest = found.head[:shown]
+        table = Table(
+            Column(first, overflow="fold", min_width=NARROWEST_NAME),
+            *(Column(_text(name), justify="right", no_wrap=True) for name in rest),
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+            collapse_padding=True,
+        )
+        for row in found.rows:
+            style = "bold" if row[0] == self.section.reference else ""
+            table.add_row(*map(_text, row[:shown]), style=style)
+        yield table
 
 
 def _remarks(section: Section) -> list[RenderableType]:

@@ -90,10 +90,7 @@ def read(folder: Path) -> Run | LeftOut:
     if not (folder / "outcome.json").exists():
         return LeftOut(str(folder), name, "unfinished", _last_record(folder))
     try:
-        outcome = json.loads((folder / "outcome.json").read_text("utf-8"))
-        if not isinstance(outcome, dict):
-            raise DataError("outcome.json holds no object")
-        outcome = cast(dict[str, Any], outcome)
+        outcome = _object(folder / "outcome.json")
         name = f"{outcome.get('algo', algo)} seed {outcome.get('seed', '?')}"
         if (status := outcome.get("status")) != "done":
             why = outcome.get("reason") or f"ended with exit code {outcome.get('exit_code', '?')}"
@@ -132,10 +129,22 @@ def _finished(folder: Path, outcome: dict[str, Any], config: dict[str, Any]) -> 
     return Run(folder, outcome, config, metric, step, task[order], scores[order], mode[order])
 
 
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except ValueError as error:  # cut short, or no text at all
+        raise DataError(f"{path.name} is no whole JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path.name} holds no object")
+    return cast(dict[str, Any], found)
+
+
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with path.open("rb") as file, np.load(file) as archive:
             return dict(archive)
+    except FileNotFoundError as error:
+        raise DataError(f"{path.name} is missing") from error
     except Exception as error:  # a damaged archive raises nearly anything
         raise DataError(f"{path.name} cannot be read ({type(error).__name__})") from error
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 
 MOST_STEPS = 11  # that a table shows of a curve
+OVER_SEEDS = "± over seeds (number)"
 LONGEST_NAME = 12  # of a reference in a heading that must stay narrow
 
 
@@ -45,17 +46,17 @@ class Table(NamedTuple):
 
 
 def results(section: Section) -> Table:
-    """Return each method's score and its paired advantage over the reference."""
-    metric = section.metric
-    unit = "points" if metric == "accuracy" else "less error"
+    """Return each method's score and, of several, its paired advantage over the reference."""
+    metric, several = section.metric, len(section.entries) > 1
     seeds = any(entry.seeds_ci95 is not None for entry in section.entries)
-    head = ["Method", f"Test {metric}", f"Advantage over {section.reference} ({unit})", "p"]
-    head += ["± over seeds (number)"] if seeds else []
+    head = ["Method", f"Test {metric}"]
+    head += [_over(section), "p"] if several else []
+    head += [OVER_SEEDS] if seeds else []
     rows: list[tuple[str, ...]] = []
     for entry in section.entries:
-        row = [entry.label, score(entry.mean, entry.ci95, metric), *_advantage(section, entry)]
-        if seeds:
-            row.append(over_seeds(entry.seeds_ci95, len(entry.seeds), metric))
+        row = [entry.label, score(entry.mean, entry.ci95, metric)]
+        row += _advantage(section, entry) if several else []
+        row += [over_seeds(entry.seeds_ci95, len(entry.seeds), metric)] if seeds else []
         rows.append(tuple(row))
     return Table("Results on held-out tasks", tuple(head), tuple(rows))
 
@@ -63,9 +64,9 @@ def results(section: Section) -> Table:
 def overview(section: Section) -> Table:
     """Return the results and the cost in few enough words for a terminal of 80 columns."""
     found = results(section)
-    short = section.reference if len(section.reference) <= LONGEST_NAME else "reference"
-    head = ("Method", f"Test {section.metric}", f"Over {short}", "p")
-    head += ("Over seeds",) * (len(found.head) - len(head)) + ("Time", "FLOP")
+    name = section.reference if len(section.reference) <= LONGEST_NAME else "reference"
+    short = {_over(section): f"Over {name}", OVER_SEEDS: "Over seeds"}
+    head = (*(short.get(words, words) for words in found.head), "Time", "FLOP")
     rows = tuple(
         (
             *row,
@@ -117,7 +118,7 @@ def pairs(section: Section) -> Table:
         "p",
         f"p (Holm, {len(section.pairs)} pairs)",
         "Tasks",
-        "± over seeds (number)",
+        OVER_SEEDS,
     )
     rows = tuple(
         (
@@ -235,6 +236,11 @@ def of_section(section: Section) -> list[Table]:
     modes = [families(section)] if section.modes else []
     groups = [clusters(section)] if any(entry.clusters for entry in section.entries) else []
     return [costs(section), curves(section), *several, *modes, *groups, seeds(section)]
+
+
+def _over(section: Section) -> str:
+    unit = "points" if section.metric == "accuracy" else "less error"
+    return f"Advantage over {section.reference} ({unit})"
 
 
 def _advantage(section: Section, entry: Entry) -> tuple[str, str]:

@@ -1,7 +1,9 @@
 """The comparison in a terminal, letter by letter, at 80 columns."""
 
 import io
+import re
 
+import pytest
 from rich.console import Console
 
 from metarun import console
@@ -48,6 +50,36 @@ def test_comparison_of_three_seeds(sweep):
         "Not in the comparison",
     ]
     assert "maml seed 3   unfinished" in lines[29]
+
+
+@pytest.mark.parametrize(
+    ("width", "left"),
+    [
+        (80, ["Method", "Test", "accuracy", "Over", "transfer", "p", "Over", "seeds"]),
+        (60, ["Method", "Test", "accuracy", "Over", "transfer", "p", "Over", "seeds"]),
+        (59, ["Method", "Test", "accuracy", "Over", "transfer", "p"]),
+        (40, ["Method", "Test", "accuracy", "Over", "transfer"]),
+        (30, ["Method", "Test", "accuracy"]),
+    ],
+)
+def test_a_narrow_terminal_gets_the_first_columns_whole(sweep, width, left):
+    lines = rendered(console.comparison_table(compare(load([sweep]))), width)
+    heading = next(line for line in lines if "Method" in line)
+    assert [word for word in heading.split() if word not in ("Time", "FLOP")] == left
+    rows = [line for line in lines if re.match(r" (maml|scratch) .*±", line)]
+    assert len(rows) == 2
+    for row, score in zip(rows, ("67.3 ± 0.9 %", "39.2 ± 0.9 %"), strict=True):
+        assert score in row
+        assert "…" not in row
+
+
+def test_a_method_alone_has_no_advantage(make_run):
+    alone = compare(load([make_run("m0", seed=0), make_run("m1", seed=1)]))
+    lines = rendered(console.comparison_table(alone))
+    assert "Over maml" not in "\n".join(lines)
+    assert re.match(r" maml +67.\d ± \d.\d %  +± \d.\d \(2\)  +63 s  11.0 T$", lines[5])
+    for text in (markdown.document(alone, ()), html.page(alone, ())):
+        assert "Advantage over" not in text
 
 
 def test_a_single_method_is_not_said_to_have_the_same_budget(make_run):

@@ -68,12 +68,12 @@ def test_a_run_that_cannot_be_used_is_listed(make_run, case):
 @pytest.mark.parametrize(
     ("file", "content", "says"),
     [
-        ("outcome.json", b"{", "Expecting"),
+        ("outcome.json", b"{", "outcome.json is no whole JSON (Expecting"),
         ("outcome.json", b"[1]", "no object"),
-        ("outcome.json", b"\xff\xfe", "utf-8"),
+        ("outcome.json", b"\xff\xfe", "outcome.json is no whole JSON ('utf-8'"),
         ("scores.npz", b"", "cannot be read"),
         ("scores.npz", b"not an archive", "cannot be read"),
-        ("scores.npz", None, "cannot be read"),
+        ("scores.npz", None, "scores.npz is missing"),
     ],
 )
 def test_a_damaged_file_is_named(make_run, file, content, says):

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from stat import S_ISREG
 from typing import Annotated
 
 import torch
@@ -158,6 +159,8 @@ def _key(place: Path, files: Mapping[str, list[Path]], size: int, mode: Mode) ->
     for found in files.values():
         for file in found:
             about = file.stat()
+            if not S_ISREG(about.st_mode):  # a pipe would never end
+                raise DataError(f"{file}: called as an image and no file; take it away")
             digest.update(os.fsencode(f"{file} {about.st_size} {about.st_mtime_ns}\n"))
     return f"folder/{FORMAT}-{digest.hexdigest()[:16]}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
@@ -172,6 +173,14 @@ def test_an_unreadable_image_is_named(place: Path, fault: str):
     else:
         Image.new("1", (9000, 9000)).save(path)
     assert refused(place).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_named(place: Path, make: Callable[[Path], None]):
+    """To read a pipe that nobody writes to would take for ever."""
+    make(place / "class3" / "odd.png")
+    with pytest.raises(DataError, match=r"class3/odd\.png: called as an image and no file"):
+        opened(place)
 
 
 def test_a_class_in_two_splits_is_refused(tmp_path: Path):

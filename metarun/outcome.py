@@ -81,6 +81,7 @@ def outcome(
         "name": name,
         **{key: choices[key] for key in ("algo", "dataset", "model")},
         "seed": experiment.seed,
+        "start": experiment.algorithm.start,
         "oracle": experiment.algorithm.oracle is not None,
         "shape": {"ways": shape.ways, "shots": shape.shots, "test_queries": shape.test_queries},
         "test": summary(scores, chosen.steps),

@@ -60,6 +60,13 @@ class MetaAlgorithm(NamedTuple):
     turn: Turn | None = None  # a change between two phases of training
     least_shots: int = 1  # that a task must have for what the algorithm does with its support
 
+    @property
+    def start(self) -> Literal["random", "pre-trained", "meta-learned"]:
+        """Return what training makes of the start: it is fed nothing, examples or tasks."""
+        if self.meta_grad is None:
+            return "random"
+        return "pre-trained" if self.batches == "examples" else "meta-learned"
+
 
 def plain_start(meta: Meta, support_x: Tensor, support_y: Tensor) -> Params:
     """Start every task from the shared parameters, those that training holds included."""

@@ -132,6 +132,7 @@ def _pool(label: str, runs: Sequence[Run], modes: int) -> Method:
         per_mode=tuple(family.mean for family in families),
         ci95_per_mode=tuple(family.ci95 for family in families),
         clusters=_clusters([run.outcome.get("clusters") or {} for run in runs]),
+        start=str(runs[0].outcome.get("start", "")),
         oracle=bool(runs[0].outcome.get("oracle")),
     )
     return Method(entry, scores, by_seed)

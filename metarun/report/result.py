@@ -34,6 +34,7 @@ class Entry:
     per_mode: tuple[float, ...]  # by family of tasks, where there are several
     ci95_per_mode: tuple[float, ...]
     clusters: dict[str, Any] | None  # agreement with the true families, mean over seeds
+    start: str = ""  # random, pre-trained or meta-learned; not recorded in older runs
     oracle: bool = False  # told each task's family: a bound, not a method
 
 

@@ -18,9 +18,6 @@ from metarun.report.words import (
 if TYPE_CHECKING:
     from metarun.report.result import Entry, Pair, Section
 
-PRE_TRAINED = ("transfer", "baselinepp", "logreg", "centroid")
-STARTS = {"scratch": "random"} | dict.fromkeys(PRE_TRAINED, "pre-trained")
-
 
 class Verdict(NamedTuple):
     """A question, its answer in a word, the evidence and the price."""
@@ -45,7 +42,7 @@ def verdict(section: Section) -> Verdict:
         evidence = f"{reference.label} reaches {_on(section, reached)}; nothing to compare it with."
         return Verdict("", "", evidence, "")
     honest = [entry for entry in others if not entry.oracle] or others
-    best = next((entry for entry in honest if entry.algo not in STARTS), honest[0])
+    best = next((entry for entry in honest if entry.start == "meta-learned"), honest[0])
     pair = section.against_reference(best.label)
     assert pair is not None
     return Verdict(
@@ -57,9 +54,10 @@ def verdict(section: Section) -> Verdict:
 
 
 def _question(best: Entry, reference: Entry) -> str:
-    if best.oracle or best.algo in STARTS or reference.algo not in STARTS:
-        return f"Is {best.label} better than {reference.label}?"
-    return f"Is the meta-learned start better than the {STARTS[reference.algo]} one?"
+    judged = best.start == "meta-learned" and not best.oracle
+    if judged and reference.start in ("pre-trained", "random"):
+        return f"Is the meta-learned start better than the {reference.start} one?"
+    return f"Is {best.label} better than {reference.label}?"
 
 
 def _answer(pair: Pair) -> str:

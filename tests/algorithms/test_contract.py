@@ -178,3 +178,11 @@ def test_whatever_is_drawn_is_drawn_by_the_seed_and_once(case: Case) -> None:
 
 def same(one: Meta, other: Meta) -> bool:
     return all(torch.equal(one[g][n], other[g][n]) for g in one for n in one[g])
+
+
+@pytest.mark.parametrize("case", CASES, ids=by_name)
+def test_a_start_is_called_after_what_trained_it(case: Case) -> None:
+    others = {"scratch": "random"}
+    others |= dict.fromkeys(("transfer", "baselinepp", "logreg", "centroid"), "pre-trained")
+    family = case.name.partition("-")[0]
+    assert case.build(problem("mlp")).start == others.get(family, "meta-learned")

@@ -25,6 +25,8 @@ ERROR = {
     "clustered": (2.9, 0.12, 1.5, 31.0, 2.7e7),
 }
 
+STARTS = dict(scratch="random", transfer="pre-trained", logreg="pre-trained")
+
 
 @pytest.fixture
 def make_run(tmp_path):
@@ -75,6 +77,7 @@ def write_run(
         "exit_code": 0,
         "name": folder.name,
         "algo": algo,
+        "start": STARTS.get(algo, "meta-learned"),
         "dataset": dataset,
         "model": "conv4" if up else "mlp",
         "seed": seed,

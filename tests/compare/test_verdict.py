@@ -13,6 +13,8 @@ from metarun.report.runs import Run, load
 from metarun.report.statistics import holm
 from metarun.report.verdict import verdict
 
+PRE_TRAINED = ("transfer", "baselinepp", "logreg", "centroid", "an outsider's")
+STARTS = dict.fromkeys(PRE_TRAINED, "pre-trained")
 METHODS, TASKS, TRIALS = 12, 60, 400
 SLACK = 4 * math.sqrt(0.05 * 0.95 / TRIALS)  # four standard errors of a simulated 5 %
 
@@ -20,7 +22,7 @@ SLACK = 4 * math.sqrt(0.05 * 0.95 / TRIALS)  # four standard errors of a simulat
 def run(algo, scores, seed=0):
     """A run as it is loaded, of one adaptation step, without a folder."""
     outcome = {"algo": algo, "dataset": "d", "seed": seed, "task_list": "t"}
-    outcome |= {"shape": {"ways": 5, "shots": 1}}
+    outcome |= {"shape": {"ways": 5, "shots": 1}, "start": STARTS.get(algo, "meta-learned")}
     task = np.arange(len(scores))
     return Run(Path(algo), outcome, {}, "accuracy", 0, task, scores[:, None], np.zeros_like(task))
 
@@ -101,7 +103,7 @@ def test_a_clear_answer_that_other_seeds_may_turn_says_so(gains, answer, doubtfu
     assert (doubt in said.evidence) == doubtful
 
 
-@pytest.mark.parametrize("algo", ["baselinepp", "logreg", "centroid"])
+@pytest.mark.parametrize("algo", PRE_TRAINED[1:])
 def test_a_pre_trained_method_is_not_called_meta_learned(algo):
     scores = np.random.default_rng(6).normal(0.5, 0.1, TASKS)
     three = [run("transfer", scores), run(algo, scores + 0.1), run("maml", scores - 0.1)]
@@ -111,6 +113,15 @@ def test_a_pre_trained_method_is_not_called_meta_learned(algo):
     assert said.evidence.startswith("maml reaches")
     against = verdict(section(three[1:], algo))
     assert against.question == "Is the meta-learned start better than the pre-trained one?"
+
+
+def test_a_run_that_does_not_say_what_its_start_is_goes_by_its_name():
+    """As those do that ended before it was recorded."""
+    scores = np.random.default_rng(6).normal(0.5, 0.1, TASKS)
+    two = [run("transfer", scores), run("maml", scores + 0.1)]
+    for one in two:
+        del one.outcome["start"]
+    assert verdict(section(two, None)).question == "Is maml better than transfer?"
 
 
 def test_a_bound_is_not_called_a_method():

@@ -1,4 +1,4 @@
-"""The command: `python -m benchmarks --works w1,w3 --rounds 5 --out benchmarks/results`."""
+"""The command: `python -m benchmarks --works w1,w3 --rounds 5 --out outputs/bench`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--sampling", action="store_true", help="drawing tasks, as a share of a step, instead"
     )
-    found.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    found.add_argument("--out", type=Path, default=Path("outputs/bench"))
     found.add_argument("--list", action="store_true", help="works and peers, and nothing measured")
     return found
 

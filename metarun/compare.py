@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from metarun.nearest import did_you_mean
 from metarun.paths import find_folder, named_folder
 from metarun.report.pairing import section
 from metarun.report.pooling import distinct
+from metarun.report.protocol import title
 from metarun.report.result import Comparison, Section, to_json
 from metarun.report.runs import Found, LeftOut, Run, load
 from metarun.report.words import shape
@@ -42,6 +45,8 @@ def compare(found: Found, reference: str | None = None) -> Comparison:
         runs, same = distinct(runs)
         left_out += same
         sections.append(section(runs, reference))
+    called = Counter(map(title, sections))
+    sections = [replace(one, twin=called[title(one)] > 1) for one in sections]
     if reference is not None and not any(_named(section, reference) for section in sections):
         raise _no_reference(reference, sections)
     return Comparison(

@@ -11,8 +11,9 @@ if TYPE_CHECKING:
 
 
 def title(section: Section) -> str:
-    """Return 'glyphs, 5-way 1-shot'."""
-    return f"{section.dataset}, {shape(section.shape, section.metric)}"
+    """Return 'glyphs, 5-way 1-shot', with the list of tasks where only that tells two apart."""
+    listed = f", list {section.task_list[:8]}" if section.twin else ""
+    return f"{section.dataset}, {shape(section.shape, section.metric)}{listed}"
 
 
 def protocol(section: Section) -> list[tuple[str, str]]:

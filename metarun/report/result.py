@@ -81,6 +81,7 @@ class Section:
     fair: bool  # budget unit and total are the same for all
     fairness: str  # the same in words, naming who differs; empty for a single method
     notices: tuple[str, ...]
+    twin: bool = False  # another section is of the same data set and shape, and of other tasks
 
     def entry(self, label: str) -> Entry:
         """Return the method of that label."""

@@ -73,6 +73,16 @@ def test_a_narrow_terminal_gets_the_first_columns_whole(sweep, width, left):
         assert "…" not in row
 
 
+def test_sections_of_other_tasks_are_told_apart(make_run):
+    runs = [make_run("m"), make_run("t", "transfer", task_list="b"), make_run("r", metric="mse")]
+    found = compare(load(runs))
+    text = "\n".join(rendered(console.comparison_table(found)))
+    for name in ("glyphs, 5-way 1-shot, list ca978112", "glyphs, 5-way 1-shot, list 3e23e816"):
+        assert f"\n{name}\n" in text
+        assert f"## {name}\n" in markdown.document(found, ())
+    assert "-point regression\n" in text
+
+
 def test_a_method_alone_has_no_advantage(make_run):
     alone = compare(load([make_run("m0", seed=0), make_run("m1", seed=1)]))
     lines = rendered(console.comparison_table(alone))

@@ -29,7 +29,7 @@ times smaller than those of the papers (60,000 meta-steps or more), so this is w
 early, not what it gives at last: methods that take many operations a meta-step (iMAML's 16 steps
 and conjugate gradient, several starts, evolution strategies) take few meta-steps here. The second
 column is a tenth of the papers' meta-steps. fomaml takes one inner step there; with 5 of rate 0.1
-and up to 10 at test it comes to 95.9 ± 0.7. What it lacked was the budget: with one step, and with
+and up to 10 at test it comes to 95.9 ± 0.7. Most of what it lacked was budget: with one step and
 the whole 60,000 meta-steps (302 TFLOP, 2 h 10 min on one core beside other work), it comes to
 97.2 ± 0.6. Its published value is of 100,000 meta-steps, with 5 inner steps of Adam and 50 at test.
 

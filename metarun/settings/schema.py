@@ -87,7 +87,8 @@ def _range(key: str, value: Any, annotation: Any) -> str:
     found = re.fullmatch(r"(\d+)(?:\.\.|-|:)(\d+)", str(value))
     if found is None or not describe(annotation).startswith(WORDS[int]):
         return ""
-    return f" (several are a sweep: -m '{key}=range({found[1]},{int(found[2]) + 1})')"
+    first, last = int(found[1]), int(found[2])
+    return f" (several are a sweep: -m '{key}=range({first},{last + 1})')" if first < last else ""
 
 
 def _refuse_within(key: str, value: Any, annotation: Any) -> None:

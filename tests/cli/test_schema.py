@@ -49,6 +49,7 @@ def test_accepts(value: Any, annotation: Any, expected: Any) -> None:
         (True, Rate, "key: true is not allowed; must be a number above 0"),
         (1.0, Count, "key: 1.0 is not allowed; must be a whole number of at least 1"),
         ("0..3", Count, "(several are a sweep: -m 'key=range(0,4)'); must be a whole number of"),
+        ("3-0", Count, 'key: "3-0" is not allowed; must be a whole number of at least 1'),
         ("0-3", Rate, 'key: "0-3" is not allowed; must be a number above 0'),
         (1.5, int, "key: 1.5 is not allowed; must be a whole number"),
         (float("inf"), Rate, "key: Infinity is not allowed; must be a number above 0"),

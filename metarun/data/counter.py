@@ -13,6 +13,8 @@ import math
 import torch
 from torch import Tensor
 
+from metarun.kernels.draws import fractions, mixed
+
 Key = tuple[int | str, ...]
 GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15, the stride of SplitMix64
 
@@ -23,20 +25,12 @@ def bits(key: Key, *coordinates: Tensor) -> Tensor:
     One coordinate c gives output c of the SplitMix64 stream (Steele et al., 2014) that the key
     seeds; each further one gives an output of the stream seeded by what the others gave.
     """
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    state: int | Tensor = int.from_bytes(digest, "little", signed=True)
-    for coordinate in coordinates:
-        word = (coordinate + 1).mul_(GOLDEN) + state
-        word.bitwise_xor_(_shifted(word, 30)).mul_(-4658895280553007687)  # 0xBF58476D1CE4E5B9
-        word.bitwise_xor_(_shifted(word, 27)).mul_(-7723592293110705685)  # 0x94D049BB133111EB
-        state = word.bitwise_xor_(_shifted(word, 31))
-    assert isinstance(state, Tensor), "a draw needs a coordinate"
-    return state
+    return mixed(_word(key, coordinates))
 
 
 def uniform(key: Key, *coordinates: Tensor) -> Tensor:
     """Draw float64 numbers in [0, 1) of 53 random bits each."""
-    return _shifted(bits(key, *coordinates), 11).to(torch.float64).mul_(2.0**-53)
+    return fractions(_word(key, coordinates))
 
 
 def integers(bound: int | Tensor, key: Key, *coordinates: Tensor) -> Tensor:
@@ -58,6 +52,12 @@ def smallest(count: int, keys: Tensor) -> Tensor:
     return torch.topk(keys, count, dim=-1, largest=False, sorted=True).indices
 
 
-def _shifted(word: Tensor, places: int) -> Tensor:
-    left = (1 << (64 - places)) - 1  # int64 has the arithmetic shift only, which drags the sign in
-    return (word >> places).bitwise_and_(left)
+def _word(key: Key, coordinates: tuple[Tensor, ...]) -> Tensor:
+    """Return what is mixed last."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    seed = int.from_bytes(digest, "little", signed=True)
+    first, *others = coordinates
+    word = (first + 1).mul_(GOLDEN).add_(seed)
+    for coordinate in others:
+        word = (coordinate + 1).mul_(GOLDEN) + mixed(word)
+    return word

@@ -12,9 +12,9 @@ from math import prod
 from metarun.assemble import Experiment
 from metarun.tasks import Tasks
 
-NUMBERS = 1 << 17  # drawn at once at most: small beside everything else in memory
+NUMBERS = 1 << 19  # drawn at once at most: small beside everything else in memory
 THERE = 1 << 23  # the same on an accelerator, 32 MiB
-STEPS = 256  # drawn at once at most; more saves nothing
+STEPS = 1024  # drawn at once at most; more saves nothing
 
 
 class Ahead:

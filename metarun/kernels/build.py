@@ -13,14 +13,26 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from metarun.files import code_cache, is_own
 
-COMPILED = ("norm.c", "conv.c", "first.c")
-INCLUDED = ("norm_body.h", "conv_body.h", "first_frame.h", "first_moments.h", "first_body.h")
+
+class Sources(NamedTuple):
+    """What a library is built from."""
+
+    compiled: tuple[str, ...]
+    included: tuple[str, ...] = ()
+
+
+LAYERS = Sources(
+    ("norm.c", "conv.c", "first.c"),
+    ("norm_body.h", "conv_body.h", "first_frame.h", "first_moments.h", "first_body.h"),
+)
+DRAWS = Sources(("draws.c",))
 # No -ffast-math: a NaN must stay one. Sums keep the order in which they are written.
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 FAILED = "the kernels could not be built"  # although there is a compiler
@@ -31,16 +43,21 @@ _TYPES = {torch.float32: "float", torch.float64: "double"}
 
 def why_not() -> str:
     """Return why there are no kernels on this machine; nothing where there are."""
-    return _load()[1]
+    return _load(LAYERS)[1]
+
+
+def library(sources: Sources) -> ctypes.CDLL | None:
+    """Return a library, built if need be; None where it cannot be."""
+    return _load(sources)[0]
 
 
 @cache
-def _load() -> tuple[ctypes.CDLL | None, str]:
+def _load(sources: Sources) -> tuple[ctypes.CDLL | None, str]:
     compiler = _compiler()
     if compiler is None:
         return None, "there is no C compiler for the kernels"
     try:
-        return _library(compiler), ""
+        return _library(compiler, sources), ""
     except (OSError, subprocess.SubprocessError) as error:
         return None, f"{FAILED} ({_said(error)})"
 
@@ -56,7 +73,7 @@ def call(
     *numbers: float,
 ) -> None:
     """Call a kernel for the type of its arrays: arrays and counts, a shape, further numbers."""
-    kernels, why = _load()
+    kernels, why = _load(LAYERS)
     assert kernels is not None, why
     first = arrays[0]
     assert isinstance(first, Tensor)
@@ -84,17 +101,17 @@ def processor() -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _library(compiler: str) -> ctypes.CDLL:
+def _library(compiler: str, sources: Sources) -> ctypes.CDLL:
     """Return the library for these sources, this compiler and this processor; build it once."""
     here = Path(__file__).parent
-    text = b"".join((here / name).read_bytes() for name in COMPILED + INCLUDED)
+    text = b"".join((here / name).read_bytes() for name in sources.compiled + sources.included)
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
     key = hashlib.sha256(b"\0".join((text, version, repr(FLAGS).encode(), processor().encode())))
     path = code_cache() / "kernels" / f"{key.hexdigest()[:16]}.so"
     if is_own(path) and _whole(path):
         with suppress(OSError):  # such as one of a machine with a newer C library
             return ctypes.CDLL(str(path))
-    _build(compiler, [str(here / name) for name in COMPILED], path)
+    _build(compiler, [str(here / name) for name in sources.compiled], path)
     return ctypes.CDLL(str(path))
 
 

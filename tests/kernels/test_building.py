@@ -27,8 +27,7 @@ from unittest.mock import MagicMock
 sys.modules["torch"] = MagicMock()
 from metarun.kernels import build
 build.__file__ = sys.argv[1] + "/build.py"
-build.COMPILED, build.INCLUDED = ("norm.c",), ()
-library, why = build._load()
+library, why = build._load(build.Sources(("norm.c",)))
 print(library and library.answer(), why)
 """
 X86 = "processor : {}\nmodel name : A\nflags : fpu avx2\ncpu MHz : {}\n\n"

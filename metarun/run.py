@@ -12,6 +12,7 @@ from metarun import console, manifest, tracking
 from metarun.assemble import Experiment, assemble
 from metarun.config import Checked, check
 from metarun.data.fetch import data_root
+from metarun.data.mixture import notices
 from metarun.engine.batching import settle
 from metarun.engine.cost import flops_per_meta_step
 from metarun.engine.crew import crew
@@ -105,6 +106,8 @@ class _Run:
         notice = tracking.start_mirror(self.folder, checked.tracking)
         if notice:
             console.say(notice)
+        for line in notices(experiment.source):
+            console.warn(f"dataset: {line}")
         _tell_short_test(experiment)
         first = experiment.initial()  # not where it stands: a run that goes on settles alike
         with nothing_to_save():  # tracing and building take long, and nobody looks at the flag

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from stat import S_ISREG
 from typing import Annotated
@@ -16,6 +17,7 @@ from metarun.data.counter import bits
 from metarun.data.decode import Mode, decode, square
 from metarun.data.fetch import readable
 from metarun.data.images import ImageSource, Pictures, Rotations, image_source
+from metarun.data.repeats import repeats
 from metarun.data.source import Split
 from metarun.data.store import stored
 from metarun.errors import ConfigError, DataError
@@ -74,7 +76,7 @@ def folder(
     if splits is None:
         shares = (train_fraction, validation_fraction)
         splits = deal_classes(len(pictures.names), shares, split_seed)
-    return image_source(pictures, splits, rotations)
+    return replace(image_source(pictures, splits, rotations), notice=repeats(pictures, splits))
 
 
 def deal_classes(classes: int, shares: tuple[float, float], seed: int) -> Mapping[Split, list[int]]:

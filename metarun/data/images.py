@@ -43,6 +43,7 @@ class ImageSource:
     groups: Mapping[Split, Tensor]  # their groups, 0..G-1 in each split; empty: no grouping
     turn: int  # rows of the bank that a quarter turn is away; 0: tasks do not turn classes
     fingerprint: Mapping[Split, str]  # of each split's images, and of how they are numbered
+    notice: str = ""  # what a user should know of the images
 
     kind: ClassVar[Literal["classification", "regression"]] = "classification"
     targets: ClassVar[int] = 0

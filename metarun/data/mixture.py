@@ -93,6 +93,14 @@ def class_names(source: Source | ImageSource, split: Split) -> frozenset[str]:
     return frozenset()
 
 
+def notices(source: Source | ImageSource) -> list[str]:
+    """Return what a user should know of the images, a line a source of them."""
+    if isinstance(source, MixedSource):
+        parts = zip(source.modes, source.sources, strict=True)
+        return [f"{mode}: {line}" for mode, part in parts for line in notices(part)]
+    return [source.notice] if isinstance(source, ImageSource) and source.notice else []
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class MixedSource:
     """Tasks of several sources in turn, every one equally frequent."""

@@ -65,7 +65,8 @@ def overview(section: Section) -> Table:
     """Return the results and the cost in few enough words for a terminal of 80 columns."""
     found = results(section)
     name = section.reference if len(section.reference) <= LONGEST_NAME else "reference"
-    short = {_over(section): f"Over {name}", OVER_SEEDS: "Over seeds"}
+    side = "Over" if section.metric == "accuracy" else "Below"  # what is better stands with a plus
+    short = {_over(section): f"{side} {name}", OVER_SEEDS: "Over seeds"}
     head = (*(short.get(words, words) for words in found.head), "Time", "FLOP")
     rows = tuple(
         (

@@ -262,7 +262,7 @@ def test_a_large_batch_takes_no_more_calls_than_a_small_one():
         with _Counting() as counting:
             five_way(source, count)
         calls.append(counting.calls)
-    assert calls[0] == calls[1] < 250
+    assert calls[1] <= calls[0] < 250
 
 
 def test_another_process_draws_the_same():

@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx  # pyright: ignore[reportUnknownVariableType]
 
-from metarun.files import code_cache
 from metarun.gradients.metagradient import MetaGrad, MetaGradient
 from metarun.models.net import Net
+from metarun.numerics.buildfolder import FOLDER, building
 from metarun.problem import Meta
 from metarun.settings.sections import Budget
 from metarun.tasks import Tasks
@@ -31,7 +31,6 @@ from metarun.tasks import Tasks
 SMALL = 4_000_000
 LONG = {"meta_steps": 20_000, "seconds": 300}  # budgets that win back up to a minute of building
 STEPS = (0, 1, 10**9)  # meta-steps at which the graph must be one and the same
-FOLDER = "TORCHINDUCTOR_CACHE_DIR"  # the variable that names the compiler's cache
 
 Names = tuple[tuple[str, tuple[str, ...]], ...]
 Called = Callable[..., Sequence[Tensor]]
@@ -118,23 +117,11 @@ def built(graph: GraphModule, inputs: Sequence[Tensor]) -> Called:
     import torch._inductor  # which takes as long as torch itself
 
     try:
-        _choose_folder()
-        with quiet(), _cached():
+        with building(), quiet(), _cached():
             return torch._inductor.compile(graph, list(inputs))  # pyright: ignore
     except Exception as error:  # whatever a compiler can raise
-        advice = f"if an earlier build was cut short, delete {os.environ.get(FOLDER)}"
+        advice = f"if what was built before is damaged, delete {os.environ.get(FOLDER)}"
         raise NotCompiledError(f"{first_line(error)}; {advice}") from error
-
-
-def _choose_folder() -> None:
-    """Keep what is built in the user's own cache, unless another folder was named.
-
-    Torch names one on its import, below /tmp, where whoever comes first could have put code.
-    """
-    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
-
-    if os.environ.get(FOLDER) in (None, default_cache_dir()):
-        os.environ[FOLDER] = str(code_cache() / "inductor")
 
 
 def _cached() -> AbstractContextManager[Any]:

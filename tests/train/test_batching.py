@@ -193,7 +193,7 @@ def test_what_would_pay_and_cannot_be_runs_as_it_is_without_a_word(
     experiment = tiny("algo=imaml", "algo.steps=1", "budget.total=20000")
     assert experiment.hardware.graph
     settled, choice = settle(experiment, experiment.initial())
-    assert "tracing" in choice.compiled
+    assert "it looks at numbers on the way" in choice.compiled
     assert settled.algorithm is experiment.algorithm
     assert not capsys.readouterr().err
     asked = tiny("algo=imaml", "algo.steps=1", "hardware.compile=true")
@@ -240,7 +240,7 @@ def test_what_depends_on_the_meta_step_or_on_numbers_is_not_compiled() -> None:
     for function in (aging, annealed):
         with pytest.raises(NotCompiledError, match="it depends on the meta-step"):
             Graph(function, meta, tasks)
-    with pytest.raises(NotCompiledError):
+    with pytest.raises(NotCompiledError, match="it looks at numbers on the way"):
         Graph(looking, meta, tasks)
 
 

@@ -28,6 +28,7 @@ from metarun.problem import Meta, Problem
 from metarun.settings.sections import Budget, Checkpoints, Outer, TaskShape, Test, Validation
 from metarun.signals import Stop
 from metarun.tasks import Tasks, examples_as_tasks
+from metarun.weights import Given, given, put, refuse_seen
 
 CALIBRATION_TASKS = 20  # of the training split, for running averages
 
@@ -49,6 +50,7 @@ class Experiment:
     algorithm: MetaAlgorithm
     workers: Workers
     parts: Mapping[str, Part]  # what the parts were built from, settings included
+    given: Given | None  # weights that training begins with, in place of random ones
 
     @property
     def inner_steps(self) -> int | None:
@@ -191,7 +193,10 @@ def assemble(checked: Checked, data_root: Path) -> Experiment:
     source: Source = _build(checked.parts["dataset"], data_root).to(hardware.device)
     for queries in {task.queries, task.test_queries}:
         source.check(ways=task.ways, shots=task.shots, queries=queries)
-    problem, algorithm = learning(checked, source, hardware)
+    begun = given(checked.weights) if checked.weights else None
+    if begun:
+        refuse_seen(begun, checked.parts["dataset"], source, data_root)
+    problem, algorithm = learning(checked, source, hardware, begun)
     if algorithm.meta_grad is None:  # nothing is trained, so nothing is rounded
         hardware = replace(hardware, precision="full")
     _check_turn(algorithm, sections["budget"])
@@ -213,11 +218,14 @@ def assemble(checked: Checked, data_root: Path) -> Experiment:
         algorithm=algorithm,
         workers=_workers(hardware, algorithm, problem),
         parts=checked.parts,
+        given=begun,
         **{name: sections[name] for name in _SECTIONS},
     )
 
 
-def learning(checked: Checked, source: Source, hardware: Hardware) -> tuple[Problem, MetaAlgorithm]:
+def learning(
+    checked: Checked, source: Source, hardware: Hardware, begun: Given | None
+) -> tuple[Problem, MetaAlgorithm]:
     """Build the model and the algorithm; whatever they draw is drawn by the run's seed."""
     shape: TaskShape = checked.sections["task"]
     outputs = shape.ways
@@ -226,6 +234,8 @@ def learning(checked: Checked, source: Source, hardware: Hardware) -> tuple[Prob
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(checked.seed)
         model: Net = _build(checked.parts["model"], source.features, outputs)
+        if begun:
+            put(begun, model, checked.parts["model"].name)
         model = model.to(hardware.device, hardware.dtype)
         _refuse_lone_rows(model, checked.sections["task"], source.features)
         problem = Problem(model, source.kind, source.train_classes, hardware.precision)

@@ -173,8 +173,12 @@ def check_data(meta: Meta, fingerprint: Mapping[Any, str]) -> None:
     there = meta.get("data") or {}
     changed = [split for split, own in fingerprint.items() if there.get(split, own) != own]
     if changed:
+        parts = [split for split in changed if split != "weights"]
+        what, where = (
+            ("data set has", f", in {', '.join(parts)}") if parts else ("weights have", "")
+        )
         raise CheckpointError(
-            f"the data set has changed since the checkpoint was written, in {', '.join(changed)}; "
+            f"the {what} changed since the checkpoint was written{where}; "
             "put back what was there, or give this run another name to start afresh"
         )
 

@@ -32,7 +32,9 @@ NAMESPACES = {  # where a group's factory may live; $METARUN_ALLOW adds more, ne
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
 NAME = re.compile(r"[A-Za-z0-9][\w.=,+-]{0,119}", re.ASCII)
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Weights = Annotated[str, Field(min_length=1, description="a run or a safetensors file")]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+PLAIN = ("name", "seed", "weights")  # what stands by itself, not in a section or group
 SUGGESTED = {  # all else is a number
     "outer_schedule": parameters(Outer)["schedule"].annotation,
     "transform": Literal["raw", "softplus", "exp"],  # those of rates.py, which imports torch
@@ -80,6 +82,7 @@ class Checked:
 
     seed: int
     name: str | None
+    weights: str | None  # a run or a file to start from; null: random values
     choices: dict[str, str]
     sections: dict[str, Any]  # "task" -> TaskShape and so on, as in settings.SECTIONS
     parts: dict[str, Part]  # "algo", "dataset", "model", "hardware", "tracking"
@@ -116,6 +119,7 @@ def check(config: Mapping[str, Any]) -> Checked:
     _check_targets(config)
     seed = converted("seed", config["seed"], Seed)
     name = checked_name(config["name"])
+    weights = converted("weights", config.get("weights"), Weights | None)
     for key, value in config["suggest"].items():
         converted(f"suggest.{key}", value, SUGGESTED.get(key, Number))
     sections = {key: _section(key, key, config[key], of) for key, of in SECTIONS.items()}
@@ -125,7 +129,7 @@ def check(config: Mapping[str, Any]) -> Checked:
     track = parts["tracking"]
     launch = launching(config["launch"], choices)
     return Checked(
-        seed, name, choices, sections, parts, track.factory(**track.values), launch, search
+        seed, name, weights, choices, sections, parts, track.factory(**track.values), launch, search
     )
 
 
@@ -173,15 +177,15 @@ def checked_name(name: Any) -> str | None:
 
 
 def _check_root(config: Mapping[str, Any], choices: Mapping[str, str]) -> None:
-    known = ["name", "seed", "suggest", *SECTIONS, *GROUPS]
+    known = [*PLAIN, "suggest", *SECTIONS, *GROUPS]
     for key in config:
         if key not in (*known, "choices"):
             raise ConfigError(unknown("", str(key), "metarun", [*known, "experiment", "debug"]))
     for key in known:
-        if key not in config:
+        if key not in config and key != "weights":  # which older runs do not have
             options = f"; choose one of {', '.join(_options(key))}" if key in GROUPS else ""
             raise ConfigError(f"{key}: missing{options}")
-        if key not in ("name", "seed") and not isinstance(config[key], Mapping):
+        if key not in PLAIN and not isinstance(config[key], Mapping):
             raise ConfigError(f"{key}: {shown(config[key])} stands where its settings should be")
         if key in GROUPS and not config[key]:
             raise ConfigError(f"{key}: the file of {_called(key, choices)} holds no settings")

@@ -81,7 +81,8 @@ def outcome(
         "name": name,
         **{key: choices[key] for key in ("algo", "dataset", "model")},
         "seed": experiment.seed,
-        "start": experiment.algorithm.start,
+        "start": _start(experiment),
+        "weights": experiment.given.facts() if experiment.given else None,
         "oracle": experiment.algorithm.oracle is not None,
         "shape": {"ways": shape.ways, "shots": shape.shots, "test_queries": shape.test_queries},
         "test": summary(scores, chosen.steps),
@@ -101,6 +102,12 @@ def outcome(
         "hardware": experiment.hardware.describe()
         | {"chunk": state.chunk or experiment.tasks_at_once()},
     }
+
+
+def _start(experiment: Experiment) -> str:
+    """Return what a task's start is; what nothing trained is what was given."""
+    start = experiment.algorithm.start
+    return "pre-trained" if experiment.given and start == "random" else start
 
 
 def outcome_file(found: Mapping[str, Any]) -> bytes:

@@ -93,6 +93,8 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _counted(config: Mapping[str, Any]) -> dict[str, Any]:
     counted = {key: value for key, value in config.items() if key not in NO_EFFECT}
+    if counted.get("weights") is None:  # as in runs of before there were any
+        counted.pop("weights", None)
     for group, alike in ALIKE.items():
         if isinstance(counted.get(group), Mapping):
             counted[group] = {k: v for k, v in counted[group].items() if k not in alike}

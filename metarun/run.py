@@ -29,6 +29,7 @@ from metarun.settings import yamlfile
 from metarun.signals import Stop, nothing_to_save, stop_requests
 from metarun.state import State, Vault
 from metarun.train import train
+from metarun.weights import random_head
 
 DONE = "done"
 
@@ -108,6 +109,9 @@ class _Run:
             console.say(notice)
         for line in notices(experiment.source):
             console.warn(f"dataset: {line}")
+        if experiment.given and (left := random_head(experiment.given, experiment.problem.model)):
+            said = f"not in {experiment.given.word}, or of another shape; random values instead"
+            console.warn(f"weights: {' and '.join(left)}: {said}")
         _tell_short_test(experiment)
         first = experiment.initial()  # not where it stands: a run that goes on settles alike
         with nothing_to_save():  # tracing and building take long, and nobody looks at the flag

@@ -50,6 +50,8 @@ class Vault:
         self.config, self.digest = flat(config), config_digest(config)
         self.experiment = experiment
         self.data = dict(experiment.source.fingerprint)
+        if experiment.given:
+            self.data |= {"weights": experiment.given.digest}
         self.machine = _machine(experiment)
 
     def save(self, state: State) -> None:

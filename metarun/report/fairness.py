@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from metarun.report.result import Entry
-from metarun.report.words import budget, happened, several
+from metarun.report.words import budget, flop, happened, seconds, several
 
 FEW_TASKS = 100
 
@@ -41,11 +42,21 @@ def notices(entries: Sequence[Entry]) -> tuple[str, ...]:
         _differ(entries, "Most steps at test", lambda e: str(len(e.by_step) - 1)),
         _differ(entries, "Hardware", lambda e: "; ".join(e.devices), "; seconds do not compare"),
         *(f"{e.label}: {_happened(e)} while training." for e in entries if e.divergence),
+        *(f"{e.label}: {_given(e.weights)}." for e in entries if e.weights),
         *(f"{e.label}: told each task's family; a bound, no method." for e in entries if e.oracle),
     ]
     if entries[0].tasks < FEW_TASKS:
         lines.append(f"Only {entries[0].tasks} test tasks: intervals are rough, 600 are usual.")
     return tuple(line for line in lines if line)
+
+
+def _given(weights: Mapping[str, Any]) -> str:
+    """Say what training began with, and that somebody has paid for it."""
+    cost = weights.get("cost") or {}
+    spent = [flop(cost["flops_total"])] if cost.get("flops_total") else []
+    spent += [seconds(cost["train_seconds"])] if cost.get("train_seconds") else []
+    price = f" ({several(spent)})" if spent else ""
+    return f"began with given weights, {weights['from']}; what these cost{price} is not counted"
 
 
 def _differ(

@@ -55,6 +55,8 @@ def methods(runs: Sequence[Run], modes: int) -> list[Method]:
 def settings(run: Run) -> dict[str, str]:
     """Return what tells methods apart, by dotted key; an option's name stands for its keys."""
     kept = {key: value for key, value in run.config.items() if key not in NOT_SETTINGS}
+    if kept.get("weights") is None:
+        kept.pop("weights", None)
     flat = {key: _show(value) for key, value in _flatten(kept, "").items()}
     choices = cast(dict[str, Any], run.config.get("choices") or {})
     flat |= {g: str(choice) for g, choice in choices.items() if g in kept}
@@ -67,13 +69,18 @@ def settings(run: Run) -> dict[str, str]:
 
 
 def labels(firsts: Sequence[Run]) -> list[str]:
-    """Name each method: its algorithm, plus the settings in which two of that algorithm differ."""
+    """Name each method: its algorithm, plus the settings in which two of that algorithm differ.
+
+    What only some began with is named too: such a start is not what the algorithm's name says.
+    """
     names: list[str] = []
+    began = {settings(run).get("weights") for run in firsts}
     for run in firsts:
         peers = [settings(p) for p in firsts if p.outcome["algo"] == run.outcome["algo"]]
         keys = dict.fromkeys(key for peer in peers for key in peer)
         differ = [key for key in keys if len({peer.get(key) for peer in peers}) > 1]
         named = [key for key in differ if key.partition(".")[0] not in differ or "." not in key]
+        named += ["weights"] * (len(began) > 1 and "weights" not in named)
         own = settings(run)
         said = [f"{key.removeprefix('algo.')}={own[key]}" for key in named if key in own]
         oracle = ["(oracle)"] if run.outcome.get("oracle") else []
@@ -133,6 +140,7 @@ def _pool(label: str, runs: Sequence[Run], modes: int) -> Method:
         ci95_per_mode=tuple(family.ci95 for family in families),
         clusters=_clusters([run.outcome.get("clusters") or {} for run in runs]),
         start=str(runs[0].outcome.get("start", "")),
+        weights=runs[0].outcome.get("weights"),
         oracle=bool(runs[0].outcome.get("oracle")),
     )
     return Method(entry, scores, by_seed)

@@ -106,7 +106,9 @@ def _on(section: Section, reached: str) -> str:
 
 def _cost(best: Entry, reference: Entry) -> str:
     unequal = budget(best.budget) != budget(reference.budget)
-    return _spent(best, reference) + (" Their budgets differ: not a fair contest." * unequal)
+    given = bool(best.weights or reference.weights)
+    said = _spent(best, reference) + " What given weights cost is not counted." * given
+    return said + " Their budgets differ: not a fair contest." * unequal
 
 
 def _spent(best: Entry, reference: Entry) -> str:

@@ -60,7 +60,8 @@ def main(argv: list[str]) -> int:
                 f"{group}: cannot be changed after training; evaluate takes dataset, task, test "
                 "and hardware settings"
             )
-    alone = {**config, "hardware": {**config["hardware"], "processes": 1}}
+    # What training began with may be gone, and stands for nothing here.
+    alone = {**config, "weights": None, "hardware": {**config["hardware"], "processes": 1}}
     experiment = assemble(check(alone), data_root())
     vault = Vault(folder, trained, experiment)
     meta, here = vault.best(), experiment.initial()

@@ -60,7 +60,10 @@ def subject_of(checked: Checked, experiment: Experiment) -> Subject:
         other = algo._replace(values={**algo.values, **changes})
         parts = {**checked.parts, "algo": other}
         problem, algorithm = learning(
-            replace(checked, parts=parts), experiment.source, experiment.hardware
+            replace(checked, parts=parts),
+            experiment.source,
+            experiment.hardware,
+            experiment.given,
         )
         return replace(experiment, problem=problem, algorithm=algorithm)
 

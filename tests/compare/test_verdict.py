@@ -130,3 +130,26 @@ def test_a_bound_is_not_called_a_method():
     bound.outcome["oracle"] = True
     said = verdict(section([run("transfer", scores), bound], None))
     assert said.question == "Is multi_maml (oracle) better than transfer?"
+
+
+def test_given_weights_are_named_and_their_cost_is_said_not_to_count(make_run):
+    def began(outcome, arrays):
+        cost = {"flops_total": 2e12, "train_seconds": 60.0}
+        outcome["weights"] = {"from": "pre", "sha256": "0", "cost": cost}
+        outcome["start"] = "pre-trained"
+
+    given = make_run("s", "scratch", config={"weights": "pre"}, edit=began)
+    found = compare(
+        load([given, make_run("m", config={"weights": None}), make_run("t", "transfer")])
+    )
+    labels = {entry.label for entry in found.sections[0].entries}
+    assert labels == {"scratch weights=pre", "maml", "transfer"}
+    (said,) = (line for line in found.sections[0].notices if "weights" in line and "began" in line)
+    assert said == (
+        "scratch weights=pre: began with given weights, pre; what these cost (2.0 TFLOP and 60 s) "
+        "is not counted."
+    )
+    assert "What given weights cost" not in verdict(found.sections[0]).cost
+    alone = compare(load([given, make_run("m2")]), reference="scratch")
+    assert verdict(alone.sections[0]).cost.endswith(" What given weights cost is not counted.")
+    assert verdict(alone.sections[0]).question.endswith("better than the pre-trained one?")

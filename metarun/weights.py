@@ -1,0 +1,170 @@
+"""Weights that were given: a network that begins where another run, or another program, ended."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import torch as safetensors
+from torch import Tensor
+
+from metarun import checkpoint, manifest
+from metarun.config import Part, check
+from metarun.data.mixture import class_names
+from metarun.data.source import Source
+from metarun.errors import CheckpointError, ConfigError, DataError
+from metarun.models.net import Net
+from metarun.nearest import did_you_mean
+from metarun.paths import named_folder, outputs_root
+from metarun.settings import yamlfile
+
+LEARNED = ("meta/params/", "meta/frozen/")  # a checkpoint's groups that are the model's own
+IMAGES = ("path", "sources")  # settings that name the user's images
+HEAD = "head."
+
+
+class Given(NamedTuple):
+    """Weights, and where they are from."""
+
+    word: str  # as the user wrote it
+    tensors: Mapping[str, Tensor]
+    digest: str  # SHA-256 over names and numbers
+    run: Path | None  # whose best checkpoint they are; None for a file
+
+    def facts(self) -> dict[str, Any]:
+        """Return what an outcome says of them: where they are from, and what they cost there."""
+        found = {"from": self.word, "sha256": self.digest}
+        outcome = (manifest.outcome(self.run) if self.run else None) or {}
+        cost = outcome.get("cost") or {}
+        known = {key: cost[key] for key in ("flops_total", "train_seconds") if key in cost}
+        return {**found, "cost": known or None}
+
+
+def given(word: str) -> Given:
+    """Read weights: a run, or a sweep's job, by path or by name below the outputs, or a file.
+
+    Raises:
+        ConfigError: there is no such thing, or the run is not finished.
+        CheckpointError: what is there is damaged, or no safetensors file.
+    """
+    folder, path = named_folder(word), Path(word).expanduser()
+    if folder is not None:
+        tensors = _of_run(folder)
+    elif path.is_file():
+        tensors = _of_file(path)
+    else:
+        near = did_you_mean(word, [place.name for place in outputs_root().glob("*")])
+        raise ConfigError(
+            f"weights: {word}: neither a run, here or in {outputs_root()}, nor a safetensors "
+            f"file{near}"
+        )
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {[*value.shape]} {value.dtype}".encode())
+        digest.update(value.contiguous().flatten().view(torch.uint8).numpy().data)
+    return Given(word, tensors, digest.hexdigest(), folder)
+
+
+def put(found: Given, model: Net, name: str) -> None:
+    """Give a model these weights; a head that is not among them stays as it is.
+
+    Raises:
+        ConfigError: the body's are not all there, or are of other shapes.
+        CheckpointError: some are not finite.
+    """
+    for key, own in model.named_parameters():
+        value = found.tensors.get(key)
+        if value is not None and not value.isfinite().all():
+            raise CheckpointError(f"weights: {found.word}: {key} is not finite")
+        if value is not None and value.shape == own.shape:
+            with torch.no_grad():
+                own.copy_(value)
+        elif not key.startswith(HEAD):
+            there = "is missing" if value is None else f"is {[*value.shape]} there"
+            raise ConfigError(
+                f"weights: {found.word}: not of model={name} as it is set: {key} {there}, and "
+                f"{[*own.shape]} here"
+            )
+
+
+def random_head(found: Given, model: Net) -> list[str]:
+    """Return the names of a head's parameters for which there were no weights of their shape."""
+    return [
+        key
+        for key, own in model.named_parameters()
+        if key.startswith(HEAD)
+        and ((value := found.tensors.get(key)) is None or value.shape != own.shape)
+    ]
+
+
+def refuse_seen(found: Given, dataset: Part, source: Source, root: Path) -> None:
+    """Refuse weights of a run on the same images that saw what is tested here.
+
+    Raises:
+        ConfigError: some of its training or validation classes are among the test's.
+        DataError: its images have changed, so that nobody can tell.
+    """
+    if found.run is None:
+        return
+    config = yamlfile.read(found.run / "config.yaml")
+    before = check(config)
+    if before.weights is not None:
+        refuse_seen(given(before.weights), dataset, source, root)
+    there = before.parts["dataset"]
+    own = [key for key in IMAGES if key in dataset.values]
+    if there.factory is not dataset.factory or any(
+        there.values.get(key) != dataset.values[key] for key in own
+    ):
+        return
+    known = checkpoint.load(_best(found.run))[1].get("data") or {}
+    alike = there.values == dataset.values
+    trained: Source = source if alike else there.factory(root, **there.values)
+    changed = [s for s in ("train", "validation") if known.get(s) != trained.fingerprint.get(s)]
+    if own and changed:
+        raise DataError(
+            f"weights: {found.word}: its images have changed since ({', '.join(changed)}), and the "
+            "test may hold what it was trained on; train it again, or put back what was there"
+        )
+    seen = class_names(trained, "train") | class_names(trained, "validation")
+    if again := sorted(class_names(source, "test") & seen):
+        raise ConfigError(
+            f"weights: {found.word}: of this test split's classes, {len(again)} ({again[0]!r} "
+            "first) are of its training or validation; split the data as there"
+        )
+
+
+def _best(run: Path) -> Path:
+    return run / "checkpoints" / f"{checkpoint.BEST}{checkpoint.SUFFIX}"
+
+
+def _of_run(folder: Path) -> dict[str, Tensor]:
+    ended = manifest.outcome(folder)
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError(f"weights: {folder} is not a run folder; a run folder holds config.yaml")
+    if ended is None or ended["status"] != "done":
+        raise ConfigError(f"weights: {folder} is not finished; metarun resume {folder} goes on")
+    return _own(checkpoint.load(_best(folder))[0])
+
+
+def _of_file(path: Path) -> dict[str, Tensor]:
+    try:
+        return _own(safetensors.load_file(path))
+    except Exception as error:  # the parser raises many kinds
+        raise CheckpointError(
+            f"weights: {path}: no safetensors file ({error!s:.80}); "
+            "safetensors.torch.save_file(model.state_dict(), path) writes one"
+        ) from error
+
+
+def _own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a model's own tensors, of a checkpoint of ours or of a plain file."""
+    learned = {
+        key.removeprefix(group): value
+        for key, value in tensors.items()
+        for group in LEARNED
+        if key.startswith(group)
+    }
+    return learned or dict(tensors)

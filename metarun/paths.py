@@ -61,6 +61,20 @@ def find_folder(verb: str, word: str) -> Path:
     raise ConfigError(f"{verb}: {word}: no such folder{near}, here or in {outputs_root()}")
 
 
+def find_weights(word: str) -> Path:
+    """Return the folder of the run, or the file, that `weights` names.
+
+    Raises:
+        ConfigError: there is neither; the nearest name below the output root is given.
+    """
+    place = named_folder(word) or Path(word).expanduser()
+    if place.exists():
+        return place
+    near = did_you_mean(word, [place.name for place in outputs_root().glob("*")])
+    where = f"neither a run, here or in {outputs_root()}, nor a safetensors file"
+    raise ConfigError(f"weights: {word}: {where}{near}")
+
+
 def run_name(config: Mapping[str, Any]) -> str:
     """Return the name of a run's folder; the same configuration has the same name at any time.
 

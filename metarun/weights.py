@@ -17,8 +17,7 @@ from metarun.data.mixture import class_names
 from metarun.data.source import Source
 from metarun.errors import CheckpointError, ConfigError, DataError
 from metarun.models.net import Net
-from metarun.nearest import did_you_mean
-from metarun.paths import named_folder, outputs_root
+from metarun.paths import find_weights
 from metarun.settings import yamlfile
 
 LEARNED = ("meta/params/", "meta/frozen/")  # a checkpoint's groups that are the model's own
@@ -50,22 +49,14 @@ def given(word: str) -> Given:
         ConfigError: there is no such thing, or the run is not finished.
         CheckpointError: what is there is damaged, or no safetensors file.
     """
-    folder, path = named_folder(word), Path(word).expanduser()
-    if folder is not None:
-        tensors = _of_run(folder)
-    elif path.is_file():
-        tensors = _of_file(path)
-    else:
-        near = did_you_mean(word, [place.name for place in outputs_root().glob("*")])
-        raise ConfigError(
-            f"weights: {word}: neither a run, here or in {outputs_root()}, nor a safetensors "
-            f"file{near}"
-        )
+    place = find_weights(word)
+    run = place if place.is_dir() else None
+    tensors = _of_run(place) if run else _of_file(place)
     digest = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         digest.update(f"{name} {[*value.shape]} {value.dtype}".encode())
         digest.update(value.contiguous().flatten().view(torch.uint8).numpy().data)
-    return Given(word, tensors, digest.hexdigest(), folder)
+    return Given(word, tensors, digest.hexdigest(), run)
 
 
 def put(found: Given, model: Net, name: str) -> None:

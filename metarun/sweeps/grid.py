@@ -11,7 +11,7 @@ from typing import Any
 from metarun import manifest, records
 from metarun.config import check
 from metarun.errors import ConfigError
-from metarun.paths import DIGITS, config_digest, refuse_other_run, safe_name
+from metarun.paths import DIGITS, config_digest, find_weights, refuse_other_run, safe_name
 from metarun.settings.yamlfile import read
 
 LONGEST_NAME = 100
@@ -85,7 +85,9 @@ def refuse_mistakes(jobs: Mapping[str, dict[str, Any]], sweep: Path) -> None:
         if (folder / "config.yaml").exists():
             refuse_other_run(folder, read(folder / "config.yaml"), records.masked(config))
         try:
-            check(config)
+            weights = check(config).weights
+            if weights is not None:
+                find_weights(weights)
         except ConfigError as error:
             wrong.setdefault(str(error), []).append(name)
     if wrong:

@@ -30,6 +30,7 @@ from metarun.sweeps import sweep
         (["-m", "outer.lr=interval(0,1)"], "only search=optuna can draw from a range"),
         (["-m", "outer.lr=0.1,0"], "metarun: outer.lr=0 (of 2 jobs): outer.lr: 0 is not allowed"),
         (["-m", "seed=0,1", "outer.lr=0"], "metarun: outer.lr: 0 is not allowed"),
+        (["-m", "weights=null,prr"], "metarun: weights=prr (of 2 jobs): weights: prr: neither a"),
         (
             ["-m", "algo=clustered,maml,tsamaml", "outer.batch=4"],
             "metarun: algo=clustered, algo=tsamaml (of 3 jobs): algo.starts: 5 is more than",

@@ -57,7 +57,8 @@ def _run(config: dict[str, Any], checked: Checked, folder: Path, stop: Stop) -> 
         return 0
     if (folder / manifest.NAME).exists():
         raise ConfigError(f"name: {folder} holds a sweep; choose another name")
-    with memory_told():
+    # Nobody looks at the flag while data and kernels are made ready, and there is nothing yet.
+    with nothing_to_save(), memory_told():
         experiment = assemble(checked, data_root())
     stop.check()
     prepare_folder(folder)

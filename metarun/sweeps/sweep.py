@@ -43,7 +43,7 @@ from metarun.sweeps.grid import (
     refuse_mistakes,
     too_small_for_sgd,
 )
-from metarun.sweeps.stopping import follow, halted, is_stopped, stoppable
+from metarun.sweeps.stopping import OF_HYDRA, follow, halted, is_stopped, stoppable
 
 NOT_IN_NAME = ("hydra", "launch", "tracking", "name")
 
@@ -103,7 +103,7 @@ def run(command: Command, composed: Composed, folder: Path | None = None) -> int
             if any(_states(folder, "done")) or not any(_states(folder, "failed")):
                 raise
         finally:
-            (folder / "multirun.yaml").unlink(missing_ok=True)
+            (folder / OF_HYDRA).unlink(missing_ok=True)
         return _finish(folder, composed.config)
 
 

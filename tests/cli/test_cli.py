@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import subprocess
 import sys
 import time
@@ -274,3 +275,11 @@ def test_completion_knows_the_options() -> None:
         "-sc", "query=bash", program=("-m", "metarun"), COMP_LINE="metarun algo=", COMP_POINT="13"
     )
     assert "algo=maml" in ended.stdout.split()
+
+
+def test_a_mistake_has_its_exit_code_also_where_no_terminal_hears_it() -> None:
+    screen, own = pty.openpty()
+    os.close(screen)
+    ended = subprocess.run([sys.executable, "-m", "metarun", "nope"], stderr=own, check=False)
+    os.close(own)
+    assert ended.returncode == 2

@@ -123,7 +123,9 @@ def test_a_killed_sweep_goes_on(
 
 @pytest.mark.faults
 @pytest.mark.parametrize("launch", ["basic", "local"])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGHUP, 75)]
+)
 def test_a_stopped_sweep_stops_its_jobs(
     launch: str, number: signal.Signals, code: int, outputs: Path, environment: dict[str, str]
 ) -> None:
@@ -158,6 +160,23 @@ def test_a_second_signal_leaves_at_once(outputs: Path, environment: dict[str, st
     assert process.wait(10) == 130
     assert time.monotonic() - begin < 1
     assert gone(f"METARUN_OUTPUTS={outputs}", 2)
+    assert not (only(outputs) / "multirun.yaml").exists()
+
+
+@pytest.mark.faults
+def test_a_signal_that_arrives_twice_leaves_the_jobs_their_time(
+    outputs: Path, environment: dict[str, str]
+) -> None:
+    process = start(environment, "algo.how=a", "budget.total=1000000")
+    deadline = time.monotonic() + 60
+    while not list(outputs.glob("*/*/checkpoints/step-*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 75
+    (path,) = outputs.glob("*/*/outcome.json")
+    assert json.loads(path.read_text())["status"] == "preempted"
 
 
 @pytest.mark.faults

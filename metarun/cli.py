@@ -75,7 +75,7 @@ def _complain(text: str) -> None:
 
 
 def _dispatch(words: list[str]) -> int:
-    if words == ["--version"]:
+    if "--version" in words:
         print(f"metarun {__version__}")
         return 0
     if {"--help", "-h"} & set(words) and (words[0] in VERBS or not _is_verb(words[0])):
@@ -154,6 +154,10 @@ def _show(command: Command) -> int:
     except SystemExit as stop:
         if stop.code:
             raise ConfigError(complaint.getvalue()) from None
+    except ConfigError:
+        if not command.completes:
+            raise
+        return 0  # what is being typed is no setting yet, and the prompt no place to say so
     sys.stderr.write(complaint.getvalue())
     print(shown.getvalue(), end="")
     return 0

@@ -75,7 +75,7 @@ def labels(firsts: Sequence[Run]) -> list[str]:
     One whose settings are lost is named by its folder.
     """
     names: list[str] = []
-    began = {settings(run).get("weights") for run in firsts}
+    began = {settings(run).get("weights") for run in firsts if run.config}
     for run in firsts:
         alike = [p for p in firsts if p.outcome["algo"] == run.outcome["algo"]]
         peers = [settings(p) for p in alike if p.config]

@@ -63,6 +63,15 @@ def main(argv: list[str]) -> int:
             )
     # What training began with may be gone, and stands for nothing here.
     alone = {**config, "weights": None, "hardware": {**config["hardware"], "processes": 1}}
+    chosen, tested = finished.get("chosen", {}).get("steps"), config["test"]["steps"]
+    if isinstance(tested, int) and tested > 0:
+        if chosen is not None and tested < chosen:
+            raise ConfigError(
+                f"test.steps: {tested} is fewer than the {chosen} inner steps that validation "
+                f"chose; must be at least {chosen}"
+            )
+        shorter = min(tested, config["validation"]["steps"])  # which has done its work
+        alone["validation"] = {**config["validation"], "steps": shorter}
     experiment = assemble(check(alone), data_root())
     vault = Vault(folder, trained, experiment)
     meta, here = vault.best(), experiment.initial()
@@ -80,7 +89,7 @@ def main(argv: list[str]) -> int:
     with stop_requests() as stop:
         test = experiment.test
         scores = experiment.evaluate(meta, "test", test.tasks, test.steps, stop)
-    steps = min(int(finished.get("chosen", {}).get("steps", test.steps)), test.steps)
+    steps = test.steps if chosen is None else int(chosen)
     scores.refuse_infinite("test", steps)
     found = {
         **finished,

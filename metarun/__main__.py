@@ -1,8 +1,6 @@
 """`python -m metarun` is `metarun`."""
 
-import sys
-
-from metarun.cli import main
+from metarun.cli import entry
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

@@ -8,12 +8,12 @@ import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from metarun import __version__
 from metarun.errors import ConfigError, MetarunError, StorageError
 from metarun.nearest import did_you_mean
-from metarun.signals import nothing_to_save
+from metarun.signals import let_end, nothing_to_save
 
 if TYPE_CHECKING:
     from hydra.conf import HydraConf
@@ -32,6 +32,13 @@ VERBS = {
 FIRST_WORDS = (*VERBS, "--help", "--version")
 
 
+def entry() -> NoReturn:
+    """Be the process `metarun`."""
+    code = main()
+    let_end()
+    sys.exit(code)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Carry out a command line, by default the process's; return the exit code.
 
@@ -44,13 +51,12 @@ def main(argv: list[str] | None = None) -> int:
             sys.stdout.flush()
             return code
     except MetarunError as error:
-        print(f"metarun: {' '.join(str(error).split())}", file=sys.stderr)
+        _complain(" ".join(str(error).split()))
         return error.exit_code
     except (PermissionError, NotADirectoryError) as error:
-        print(
-            f"metarun: {error.filename}: {error.strerror}; open it to yourself, or name another "
-            "folder (METARUN_OUTPUTS for results, METARUN_DATA for data)",
-            file=sys.stderr,
+        _complain(
+            f"{error.filename}: {error.strerror}; open it to yourself, or name another folder "
+            "(METARUN_OUTPUTS for results, METARUN_DATA for data)"
         )
         return StorageError.exit_code
     except BrokenPipeError:  # as in `metarun --cfg job | head`
@@ -58,8 +64,18 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
 
+def _complain(text: str) -> None:
+    """Print one line on what went wrong to standard error."""
+    try:
+        print(f"metarun: {text}", file=sys.stderr, flush=True)
+    except OSError as error:
+        from metarun.files import unheard
+
+        unheard(sys.stderr, error)
+
+
 def _dispatch(words: list[str]) -> int:
-    if words == ["--version"]:
+    if "--version" in words:
         print(f"metarun {__version__}")
         return 0
     if {"--help", "-h"} & set(words) and (words[0] in VERBS or not _is_verb(words[0])):
@@ -138,6 +154,10 @@ def _show(command: Command) -> int:
     except SystemExit as stop:
         if stop.code:
             raise ConfigError(complaint.getvalue()) from None
+    except ConfigError:
+        if not command.completes:
+            raise
+        return 0  # what is being typed is no setting yet, and the prompt no place to say so
     sys.stderr.write(complaint.getvalue())
     print(shown.getvalue(), end="")
     return 0

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from metarun.errors import ConfigError, DataError, MetarunError
+from metarun.errors import ConfigError, DataError, MetarunError, StorageError
 from metarun.files import prepare_folder, write_atomic
 from metarun.nearest import did_you_mean
 from metarun.paths import find_folder, named_folder
@@ -67,7 +67,11 @@ def build(folders: list[Path], reference: str | None = None, out: Path | None = 
 
     comparison = compare(load(folders), reference)
     out = out if out is not None else common_folder(folders)
-    prepare_folder(out)
+    try:
+        prepare_folder(out)
+    except StorageError as error:
+        why = getattr(error.__cause__, "strerror", None) or error
+        raise StorageError(f"{out}: {why}; the comparison goes elsewhere with out=DIR") from error
     drawn = figures(comparison)
     for figure in drawn:
         write_atomic(out / figure.file, figure.png)

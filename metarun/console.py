@@ -20,7 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
-from metarun.files import NO_SPACE
+from metarun.files import unheard
 from metarun.report import tables, words
 from metarun.report.protocol import protocol, title
 from metarun.report.verdict import verdict
@@ -66,14 +66,8 @@ class _Stream:
     def _quietly(self, act: Callable[[], int | None]) -> int | None:
         try:
             return act()
-        except (
-            OSError
-        ) as error:  # as in `metarun ... | head`, or a full disk: unheard, work goes on
-            if not isinstance(error, BrokenPipeError) and error.errno not in NO_SPACE:
-                raise
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, self.stream.fileno())
-            os.close(null)
+        except OSError as error:
+            unheard(self.stream, error)
             return None
 
 

@@ -64,7 +64,7 @@ class SweepError(MetarunError):
 
 
 class PreemptedError(MetarunError):
-    """SIGTERM arrived; a checkpoint was written and the same command goes on from it."""
+    """SIGTERM or SIGHUP arrived; a checkpoint was written and the same command goes on from it."""
 
     exit_code = 75
     status = "preempted"

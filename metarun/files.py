@@ -15,11 +15,13 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from typing import TextIO
 
 from metarun.errors import InUseError, StorageError
 
 TEMPORARY = ".metarun-*.tmp"  # what a killed writer may leave behind
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+UNHEARD = (errno.EPIPE, errno.EIO, *NO_SPACE)  # as `| head` ends, as a terminal is closed
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 PATIENCE_S = 0.4  # for an owner that is about to write its name, or has just died
 
@@ -178,6 +180,19 @@ def _size(count: int) -> str:
 
 def _existing(path: Path) -> Path:
     return next(p for p in (path, *path.absolute().parents) if p.is_dir())
+
+
+def unheard(stream: TextIO, error: OSError) -> None:
+    """Send nowhere what goes to a stream that nobody reads any more: work goes on.
+
+    Raises:
+        OSError: the given one, where it is another matter.
+    """
+    if error.errno not in UNHEARD:
+        raise error
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
 
 
 def cache_root() -> Path:

@@ -45,7 +45,7 @@ def outputs_root() -> Path:
 def named_folder(word: str) -> Path | None:
     """Return the folder that a word names, as a path or as a name below the output root."""
     places = (Path(word), outputs_root() / word)
-    return next((place for place in places if os.path.isdir(place)), None)
+    return next((place for place in places if word and os.path.isdir(place)), None)
 
 
 def find_folder(verb: str, word: str) -> Path:
@@ -56,6 +56,8 @@ def find_folder(verb: str, word: str) -> Path:
     """
     if folder := named_folder(word):
         return folder
+    if not word:
+        raise ConfigError(f"{verb}: the name of a folder is empty; . is this one")
     there = [place.name for place in (outputs_root() / word).parent.glob("*") if place.is_dir()]
     near = did_you_mean(Path(word).name, there)
     raise ConfigError(f"{verb}: {word}: no such folder{near}, here or in {outputs_root()}")

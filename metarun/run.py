@@ -51,19 +51,20 @@ def run_job(config: dict[str, Any], folder: Path) -> int:
 def _run(config: dict[str, Any], checked: Checked, folder: Path, stop: Stop) -> int:
     finished = manifest.outcome(folder)
     if finished is not None and finished["status"] == DONE:
-        refuse_other_run(folder, read_config(folder), config)
+        refuse_other_run(folder, yamlfile.of_run(folder), config)
         console.say(f"already complete: {folder}")
         console.outcome(finished)
         return 0
     if (folder / manifest.NAME).exists():
         raise ConfigError(f"name: {folder} holds a sweep; choose another name")
-    with memory_told():
+    # Nobody looks at the flag while data and kernels are made ready, and there is nothing yet.
+    with nothing_to_save(), memory_told():
         experiment = assemble(checked, data_root())
     stop.check()
     prepare_folder(folder)
     with folder_lock(folder):
         if (folder / "config.yaml").exists():
-            refuse_other_run(folder, read_config(folder), config)
+            refuse_other_run(folder, yamlfile.of_run(folder), config)
         write_atomic(folder / "config.yaml", OmegaConf.to_yaml(masked(config)).encode())
         with Records(folder) as records:
             run = _Run(experiment, config, folder, records, stop)
@@ -73,11 +74,6 @@ def _run(config: dict[str, Any], checked: Checked, folder: Path, stop: Stop) -> 
             except MetarunError as error:
                 run.ended(error)
                 raise
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return the resolved configuration that a run was started with."""
-    return yamlfile.read(folder / "config.yaml")
 
 
 class _Run:

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -15,20 +15,27 @@ from metarun.errors import KeyboardStopError, MetarunError, PreemptedError
 
 REQUESTS: dict[int, type[MetarunError]] = {
     signal.SIGTERM: PreemptedError,
+    signal.SIGHUP: PreemptedError,  # the terminal was closed, or the connection to it lost
     signal.SIGINT: KeyboardStopError,
 }
+Heard = Callable[[int], None]
 ONE_REQUEST_S = 0.3  # a cluster signals every process of a job, and a sweep hands it on as well
 SHOW_CURSOR = b"\x1b[?25h\n"
+AT_ONCE = "metarun: stopped at once; the same command goes on from the last checkpoint\n"
 
 
 class Stop:
     """The flag; `requested` is the number of the first signal that came, or None."""
 
-    requested: int | None = None
-    since: float = 0.0
+    def __init__(
+        self, heard: Heard | None = None, leaving: Callable[[], None] | None = None
+    ) -> None:
+        self.requested: int | None = None
+        self.since = 0.0
+        self._heard, self._leaving = heard, leaving
 
     def check(self) -> None:
-        """Raise PreemptedError after SIGTERM, KeyboardStopError after Ctrl-C, else nothing."""
+        """Raise PreemptedError after SIGTERM or SIGHUP, KeyboardStopError after Ctrl-C."""
         if self.requested is None:
             return
         name = signal.Signals(self.requested).name
@@ -40,9 +47,13 @@ class Stop:
         now = time.monotonic()
         if self.requested is None:
             self.requested, self.since = number, now
-        if now - self.since < ONE_REQUEST_S:
-            return
-        _exit(self.requested)  # the second request must not wait for anything
+            if self._heard is not None:
+                self._heard(number)
+        # A terminal that closes signals through the shell and again through the kernel.
+        elif now - self.since >= ONE_REQUEST_S and number != signal.SIGHUP:
+            if self._leaving is not None:
+                self._leaving()
+            _exit(self.requested, AT_ONCE)  # the second request must not wait for anything
 
 
 @contextmanager
@@ -64,32 +75,46 @@ def nothing_to_save() -> Generator[None]:
 
 
 @contextmanager
-def stop_requests() -> Generator[Stop]:
-    """Turn SIGTERM and Ctrl-C into a flag inside the block; a second signal exits at once.
+def stop_requests(
+    heard: Heard | None = None, leaving: Callable[[], None] | None = None
+) -> Generator[Stop]:
+    """Turn the requests into a flag inside the block; a second one exits at once.
 
-    Only the main thread may install handlers; elsewhere the flag exists and stays down.
+    `heard` is called with the number of the first, `leaving` before the exit. Only the main thread
+    may install handlers; elsewhere the flag exists and stays down.
     """
-    stop = Stop()
+    stop = Stop(heard, leaving)
     with _handling(stop._handle):  # pyright: ignore[reportPrivateUsage]
         yield stop
 
 
-def _exit(request: int, text: str = "") -> NoReturn:
+def let_end() -> None:
+    """Pass over all requests from here on: a process that has its exit code is to end with it."""
+    for number in REQUESTS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _exit(request: int, text: str) -> NoReturn:
     """End the process without any cleanup, but leave a terminal with a cursor."""
-    if terminal := next(filter(os.isatty, (2, 1)), None):
-        os.write(terminal, SHOW_CURSOR)
-    if text:
+    with suppress(OSError):  # the terminal is gone
+        if terminal := next(filter(os.isatty, (2, 1)), None):
+            os.write(terminal, SHOW_CURSOR)
         os.write(2, text.encode())
     os._exit(REQUESTS[request].exit_code)
 
 
 @contextmanager
 def _handling(handle: Callable[[int, FrameType | None], None]) -> Generator[None]:
-    """Install a handler for both requests; only the main thread can, elsewhere nothing happens."""
+    """Install a handler for all requests; only the main thread can, elsewhere nothing happens.
+
+    Under nohup a closed terminal is no request.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handle) for number in REQUESTS}
+    deaf = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    heeded = [number for number in REQUESTS if not (deaf and number == signal.SIGHUP)]
+    before = {number: signal.signal(number, handle) for number in heeded}
     try:
         yield
     finally:

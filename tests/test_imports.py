@@ -92,7 +92,10 @@ def test_the_core_knows_torch_and_itself_only(room: str) -> None:
         (
             "hydra",
             {"cli", "config", "sweeps/sweep", "verbs/resume"}
-            | {f"settings/{name}" for name in ("compose", "compat", "explain", "yamlfile")},
+            | {
+                f"settings/{name}"
+                for name in ("compose", "compat", "explain", "refusals", "yamlfile")
+            },
         ),
         ("wandb", {"tracking"}),
         ("rich", {"console"}),

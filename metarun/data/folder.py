@@ -35,6 +35,11 @@ SPLIT_NAMES: dict[str, Split] = {
     "valid": "validation",
     "test": "test",
 }
+WIDER: dict[Split, str] = {
+    "train": "a larger dataset.train_fraction",
+    "validation": "a larger dataset.validation_fraction",
+    "test": "smaller dataset.train_fraction and dataset.validation_fraction, which leave it more",
+}
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -72,11 +77,12 @@ def folder(
     with readable():
         files = _images_by_class(place)
         pictures = stored(_key(place, files, size, mode), lambda: _decode(files, size, mode))
-    splits = _named_splits(place, pictures.names)
+    splits, wider = _named_splits(place, pictures.names), {}
     if splits is None:
-        shares = (train_fraction, validation_fraction)
+        shares, wider = (train_fraction, validation_fraction), WIDER
         splits = deal_classes(len(pictures.names), shares, split_seed)
-    return replace(image_source(pictures, splits, rotations), notice=repeats(pictures, splits))
+    source = image_source(pictures, splits, rotations)
+    return replace(source, notice=repeats(pictures, splits), wider=wider)
 
 
 def deal_classes(classes: int, shares: tuple[float, float], seed: int) -> Mapping[Split, list[int]]:

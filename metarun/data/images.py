@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -44,6 +44,8 @@ class ImageSource:
     turn: int  # rows of the bank that a quarter turn is away; 0: tasks do not turn classes
     fingerprint: Mapping[Split, str]  # of each split's images, and of how they are numbered
     notice: str = ""  # what a user should know of the images
+    # By what settings a split gets more classes, where some do.
+    wider: Mapping[Split, str] = field(default_factory=dict[Split, str])
 
     kind: ClassVar[Literal["classification", "regression"]] = "classification"
     targets: ClassVar[int] = 0
@@ -125,9 +127,10 @@ class ImageSource:
             if ways > most:
                 where = "largest group of the " if split in self.groups else ""
                 fewer = f"use {most} ways or fewer, or " if most >= 2 else ""
+                by = f" by {self.wider[split]}" if split in self.wider else ""
                 raise ConfigError(
                     f"task.ways={ways}: the {where}{split} split has {most} "
-                    f"class{'es' * (most != 1)}; {fewer}give the split more classes"
+                    f"class{'es' * (most != 1)}; {fewer}give the split more classes{by}"
                 )
             scarcest = pool[self.counts[pool].argmin()]
             images = int(self.counts[scarcest])

@@ -72,24 +72,29 @@ def labels(firsts: Sequence[Run]) -> list[str]:
     """Name each method: its algorithm, plus the settings in which two of that algorithm differ.
 
     What only some began with is named too: such a start is not what the algorithm's name says.
+    One whose settings are lost is named by its folder.
     """
     names: list[str] = []
-    began = {settings(run).get("weights") for run in firsts}
+    began = {settings(run).get("weights") for run in firsts if run.config}
     for run in firsts:
-        peers = [settings(p) for p in firsts if p.outcome["algo"] == run.outcome["algo"]]
+        alike = [p for p in firsts if p.outcome["algo"] == run.outcome["algo"]]
+        peers = [settings(p) for p in alike if p.config]
         keys = dict.fromkeys(key for peer in peers for key in peer)
         differ = [key for key in keys if len({peer.get(key) for peer in peers}) > 1]
         named = [key for key in differ if key.partition(".")[0] not in differ or "." not in key]
         named += ["weights"] * (len(began) > 1 and "weights" not in named)
         own = settings(run)
         said = [f"{key.removeprefix('algo.')}={own[key]}" for key in named if key in own]
+        if not run.config and len(alike) > 1:
+            said = [f"({run.folder.name}, settings unknown)"]
         oracle = ["(oracle)"] if run.outcome.get("oracle") else []
         names.append(" ".join([str(run.outcome["algo"]), *said, *oracle]))
     return names
 
 
 def _method(run: Run) -> str:
-    return json.dumps([run.outcome["algo"], settings(run)])
+    lost = None if run.config else str(run.folder)  # then nothing says that two are alike
+    return json.dumps([run.outcome["algo"], settings(run), lost])
 
 
 def _flatten(value: Any, prefix: str) -> dict[str, Any]:

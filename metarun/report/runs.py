@@ -161,7 +161,7 @@ def _job(folder: Path, entry: dict[str, Any]) -> LeftOut:
 
 def _config(folder: Path) -> dict[str, Any]:
     try:
-        return yamlfile.read(folder / "config.yaml")
+        return yamlfile.of_run(folder)
     except ConfigError:
         return {}  # labels then have only the outcome to go by
 

@@ -13,34 +13,29 @@ from typing import Any, NamedTuple
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from metarun.errors import ConfigError
-from metarun.nearest import did_you_mean, shown
+from metarun.nearest import did_you_mean
 from metarun.paths import conf_dir
 from metarun.settings.compat import flag_parser, initialised
-from metarun.settings.explain import explained, no_such_option
+from metarun.settings.explain import explained
+from metarun.settings.refusals import (
+    PRIMARY,
+    options_of,
+    refuse_callbacks,
+    refuse_escapes,
+    refuse_own,
+    refuse_own_in_files,
+)
 from metarun.settings.yamlfile import refuse_bombs
 
 PATH_FLAGS = ("--config-path", "-cp", "--config-dir", "-cd")
+INFO_FLAGS = ("--info", "-i")
 NO_LOGGING = ("hydra.job_logging.root=null", "hydra.hydra_logging.root=null")  # it can run code
-
-FOLDER = "results go to name=NAME below METARUN_OUTPUTS"
-LOG = "metarun writes records.jsonl, and log.txt for a job of a sweep"
-OWN = {  # what metarun decides, of Hydra's settings, and what to use instead
-    "hydra.run": FOLDER,
-    "hydra.sweep": FOLDER,
-    "hydra.output_subdir": "config.yaml in the folder of the run holds its configuration",
-    "hydra.job.chdir": "paths are read from where the command is given",
-    "hydra.job.config": "name=NAME names the folder of a run or sweep",
-    "hydra.job_logging": LOG,
-    "hydra.hydra_logging": LOG,
-    "hydra.verbose": LOG,
-}
 
 
 class Command(NamedTuple):
@@ -75,22 +70,30 @@ def parse(words: list[str]) -> Command:
     complaint = io.StringIO()
     try:
         with redirect_stderr(complaint):
-            found = parser.parse_intermixed_args(words)
+            found = parser.parse_intermixed_args(words := _of_all(words))
     except SystemExit as stop:
         if stop.code == 0:
             raise
         raise ConfigError(_flag_fault(complaint.getvalue(), parser.format_usage())) from None
     if found.experimental_rerun is not None:
         raise ConfigError("--experimental-rerun: reads a pickle; use metarun resume RUN")
+    if found.package is not None and not found.cfg:
+        raise ConfigError("--package: goes with --cfg, as in --cfg job --package algo")
     folder = Path(found.config_path).absolute() if found.config_path else conf_dir()
     extra = Path(found.config_dir).absolute() if found.config_dir else None
+    name = (found.config_name or PRIMARY).removesuffix(".yaml")
+    if not (folder / f"{name}.yaml").is_file():
+        raise ConfigError(
+            f"{folder}: holds no {name}.yaml to begin with; settings of yours are an experiment: "
+            "--config-dir DIR experiment=NAME takes DIR/experiment/NAME.yaml"
+        )
     overrides: list[str] = found.overrides
     shows = (found.help, found.hydra_help, found.cfg, found.info, found.shell_completion)
     return Command(
         flags=_absolute(_without(words, overrides)),
         overrides=overrides,
         folder=folder,
-        name=(found.config_name or "config").removesuffix(".yaml"),
+        name=name,
         extra=extra,
         sweep=found.multirun,
         shows=any(shows),
@@ -108,10 +111,12 @@ def compose(command: Command) -> Composed:
         overrides = _parsed(command.overrides)
         for folder in _foreign(command, overrides):
             refuse_bombs(folder)
-        _refuse_own(overrides)
-        _refuse_escapes(overrides)
+        refuse_own(overrides)
+        refuse_escapes(overrides)
         config = _compose(command, [_first_value(o) for o in overrides])
-        _refuse_callbacks(config)
+        refuse_callbacks(config)
+        if _foreign(command, overrides) and command.folder == conf_dir():
+            refuse_own_in_files(config)
         sweep = command.sweep or config.hydra.mode == RunMode.MULTIRUN
         several = [o for o in overrides if o.is_sweep_override()]
         if several and not sweep:
@@ -155,7 +160,7 @@ def explaining(command: Command) -> Generator[None]:
         with initialised(command.folder):
             overrides = _parsed(command.overrides)
             plain = [o for o in overrides if not o.is_delete() and o.package is None]
-            groups = [o for o in plain if _options(o.key_or_group)]
+            groups = [o for o in plain if options_of(o.key_or_group)]
             return _compose(command, [_first_value(o) for o in groups])
 
     try:
@@ -175,12 +180,6 @@ def _compose(command: Command, overrides: list[str]) -> DictConfig:
 def _parsed(overrides: list[str]) -> list[Override]:
     loader = GlobalHydra.instance().config_loader()
     return OverridesParser.create(config_loader=loader).parse_overrides(overrides)
-
-
-def _options(group: str) -> list[str]:
-    """Return a group's options, of anything else none; Hydra's own call copies all that it read."""
-    sources = [s for s in GlobalHydra.instance().config_loader().get_sources() if s.is_group(group)]
-    return sorted({name for s in sources for name in s.list(group, ObjectType.CONFIG)})
 
 
 def _first_value(override: Override) -> str:
@@ -225,37 +224,6 @@ def _search_path(overrides: list[Override]) -> list[str]:
     return [str(p) for p in paths if "pkg://" not in str(p)]
 
 
-def _refuse_own(overrides: list[Override]) -> None:
-    """Refuse what Hydra would do beside metarun, or metarun would pass over in silence."""
-    for override in overrides:
-        key = f"{override.key_or_group.replace('/', '.')}."
-        for own, instead in OWN.items():
-            if key.startswith(f"{own}."):
-                raise ConfigError(f"{override.input_line}: metarun decides this itself; {instead}")
-
-
-def _refuse_escapes(overrides: list[Override]) -> None:
-    """Refuse what is no option's name, and what would be read from outside the options' folders."""
-    for override in overrides:
-        group, said = override.key_or_group, (override.input_line or "").partition("=")[2]
-        options = _options(group)
-        if not options or override.is_delete():
-            continue
-        one = not override.is_sweep_override() and not isinstance(override.value(), str | list)
-        if one and not isinstance(override.value(), dict):
-            raise ConfigError(no_such_option(group, said, options))
-        if ".." in said or said.startswith("/"):
-            raise ConfigError(
-                f"{group}: {shown(said)} is not allowed; must be the name of an option, and "
-                "--config-dir adds a folder of options"
-            )
-
-
-def _refuse_callbacks(config: DictConfig) -> None:
-    for name in config.hydra.callbacks or {}:
-        raise ConfigError(f"hydra.callbacks.{name}: is not allowed; metarun has no callbacks")
-
-
 def _flag_fault(complaint: str, usage: str) -> str:
     said = complaint.rpartition("error: ")[2].strip()
     kind, _, rest = said.partition("arguments: ")
@@ -269,6 +237,15 @@ def _flag_fault(complaint: str, usage: str) -> str:
 def _without(words: list[str], overrides: list[str]) -> list[str]:
     left = list(overrides)
     return [word for word in words if not (word in left and not left.remove(word))]
+
+
+def _of_all(words: list[str]) -> list[str]:
+    """Let --info alone ask for all there is; the parser takes the word that follows for its own."""
+    after = [*words[1:], "-"]
+    alone = [
+        w in INFO_FLAGS and ("=" in n or n[:1] == "-") for w, n in zip(words, after, strict=True)
+    ]
+    return [f"{word}=all" if it else word for word, it in zip(words, alone, strict=True)]
 
 
 def _absolute(flags: list[str]) -> list[str]:

@@ -30,6 +30,7 @@ NO_SUCH_KEY = re.compile(r"Could not (?:override|delete)(?: from config\.)? '([^
 LEXER = "LexerNoViableAltException: "
 POINTED_AT = re.compile(rf"{LEXER}(.*)\n( *)\^")
 OF_HYDRA = (ValueError, RuntimeError, ImportError)  # when it is Hydra that raises them
+HYDRAS = ("hydra.", "omegaconf.")  # modules
 FROM_HYDRA = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError)
 
 
@@ -65,6 +66,9 @@ def explained(error: Exception, composed: Callable[[], DictConfig]) -> Exception
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if isinstance(cause, OmegaConfBaseException):
         return ConfigError(_value_fault(cause, str(error)))
+    if isinstance(error, AssertionError) and _is_hydras(error):  # as for hydra.sweeper.params.x=1
+        said = _first_line(str(error))
+        return ConfigError(f"a setting below hydra. cannot be given here ({said}); give it in YAML")
     if isinstance(error, FROM_HYDRA) or (isinstance(error, OF_HYDRA) and _is_hydras(error)):
         return ConfigError(" ".join(str(error).split()))
     return error
@@ -87,11 +91,11 @@ def _misread(error: OverrideParseException) -> str:
 
 
 def _is_hydras(error: Exception) -> bool:
-    """Tell whether Hydra raised an error itself, and not what it was running."""
+    """Tell whether Hydra, or what it is built on, raised an error, and not what it was running."""
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
-    return frame is not None and str(frame.tb_frame.f_globals["__name__"]).startswith("hydra.")
+    return frame is not None and str(frame.tb_frame.f_globals["__name__"]).startswith(HYDRAS)
 
 
 def _missing_file(error: MissingConfigException) -> str:

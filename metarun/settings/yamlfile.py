@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from metarun import records
 from metarun.errors import ConfigError
 
 MOST_BYTES = 1_000_000
@@ -34,6 +35,22 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ConfigError(f"{path}: holds no settings; a configuration is a mapping")
     return found
+
+
+def of_run(folder: Path) -> dict[str, Any]:
+    """Return the resolved configuration of the run in a folder; its records know it as well.
+
+    Raises:
+        ConfigError: it has none, or one that cannot be read.
+    """
+    path = folder / "config.yaml"
+    told = [] if path.exists() else [r["config"] for r in records.read(folder) if "config" in r]
+    return told[-1] if told else read(path)
+
+
+def is_run(folder: Path) -> bool:
+    """Tell whether a folder holds a run, whose configuration may have been lost."""
+    return (folder / "config.yaml").is_file() or bool(records.read(folder))
 
 
 def refuse_bombs(folder: Path) -> None:

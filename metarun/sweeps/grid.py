@@ -12,7 +12,7 @@ from metarun import manifest, records
 from metarun.config import check
 from metarun.errors import ConfigError
 from metarun.paths import DIGITS, config_digest, find_weights, refuse_other_run, safe_name
-from metarun.settings.yamlfile import read
+from metarun.settings import yamlfile
 
 LONGEST_NAME = 100
 MOST_NAMES = 5  # of jobs that an error lists
@@ -33,11 +33,12 @@ def job_name(overrides: Sequence[str], fixed: Sequence[str]) -> str:
 def finished(sweep: Path) -> dict[str, list[str]]:
     """Return the names of the finished jobs in a sweep's folder, by the digest of what they ran."""
     found: dict[str, list[str]] = {}
-    for path in sorted(sweep.glob("*/config.yaml")):
+    for path in sorted(sweep.glob("*/outcome.json")):
         outcome = manifest.outcome(path.parent) or {}
         with suppress(ConfigError):
             if outcome.get("status") == "done":
-                found.setdefault(config_digest(read(path)), []).append(path.parent.name)
+                digest = config_digest(yamlfile.of_run(path.parent))
+                found.setdefault(digest, []).append(path.parent.name)
     return found
 
 
@@ -56,7 +57,7 @@ def is_done(folder: Path, config: Mapping[str, Any]) -> bool:
     if found is None or found["status"] != "done":
         return False
     with suppress(ConfigError):
-        there = config_digest(read(folder / "config.yaml"))
+        there = config_digest(yamlfile.of_run(folder))
         return there == config_digest(records.masked(config))
     return False
 
@@ -83,7 +84,7 @@ def refuse_mistakes(jobs: Mapping[str, dict[str, Any]], sweep: Path) -> None:
         if is_done(folder, config):
             continue
         if (folder / "config.yaml").exists():
-            refuse_other_run(folder, read(folder / "config.yaml"), records.masked(config))
+            refuse_other_run(folder, yamlfile.of_run(folder), records.masked(config))
         try:
             weights = check(config).weights
             if weights is not None:

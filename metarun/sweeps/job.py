@@ -15,11 +15,11 @@ from types import FrameType
 from typing import Any, BinaryIO, NamedTuple
 
 from metarun import manifest
-from metarun.errors import KeyboardStopError, PreemptedError, StorageError
+from metarun.errors import StorageError
 from metarun.files import storage_error
 from metarun.lifeline import die_with, die_with_parent
 from metarun.manifest import State
-from metarun.signals import nothing_to_save
+from metarun.signals import REQUESTS, nothing_to_save
 from metarun.sweeps.lease import granted
 
 LOG = "log.txt"
@@ -28,12 +28,7 @@ LAUNCH = (
     "import sys; sys.path.append(sys.argv.pop(1)); "
     "from metarun.sweeps.job import main; sys.exit(main(sys.argv[1:]))"
 )
-STOPPED = (
-    PreemptedError.exit_code,
-    KeyboardStopError.exit_code,
-    -signal.SIGTERM,
-    -signal.SIGINT,
-)
+STOPPED = {code for number, error in REQUESTS.items() for code in (error.exit_code, -number)}
 
 
 class Ended(NamedTuple):

@@ -8,37 +8,40 @@ import socket
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 
 from metarun import manifest
 from metarun.lifeline import die_with
 from metarun.manifest import Entry
-from metarun.signals import REQUESTS
+from metarun.signals import REQUESTS, stop_requests
 
 HERE = ("basic", "joblib")  # launchers whose jobs are processes of this machine
+OF_HYDRA = "multirun.yaml"  # what Hydra leaves in a sweep's folder, and nobody reads
 
 
 @contextmanager
 def stoppable(sweep: Path) -> Generator[None]:
-    """Pass the first SIGTERM or Ctrl-C on to the jobs and start no more; leave at the second."""
+    """Pass the first request to stop on to the jobs and start no more; leave at the second."""
 
-    def stop(number: int, _: FrameType | None) -> None:
-        header, since = manifest.current(sweep)
-        again = any(entry["kind"] == "stop" for entry in since)
+    def tell(number: int) -> None:
         manifest.append(sweep, "stop", signal=number)
-        for entry in manifest.jobs(since).values() if header["launcher"] in HERE else ():
-            if entry["state"] == "running":
-                with suppress(ProcessLookupError):
-                    os.kill(entry["pid"], signal.SIGKILL if again else number)
-        if again:
-            os._exit(REQUESTS[number].exit_code)
+        # Workers pass on to their jobs that SIGHUP is ignored, which the jobs take for nohup.
+        _signal(sweep, signal.SIGTERM if number == signal.SIGHUP else number)
 
-    before = {number: signal.signal(number, stop) for number in REQUESTS}
-    try:
+    def leave() -> None:
+        _signal(sweep, signal.SIGKILL)
+        (sweep / OF_HYDRA).unlink(missing_ok=True)
+
+    with stop_requests(tell, leave):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+
+
+def _signal(sweep: Path, number: int) -> None:
+    """Send a signal to the jobs that run on this machine."""
+    header, since = manifest.current(sweep)
+    for entry in manifest.jobs(since).values() if header["launcher"] in HERE else ():
+        if entry["state"] == "running":
+            with suppress(ProcessLookupError):
+                os.kill(entry["pid"], number)
 
 
 def follow(header: Entry) -> int | None:

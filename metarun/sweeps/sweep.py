@@ -43,7 +43,7 @@ from metarun.sweeps.grid import (
     refuse_mistakes,
     too_small_for_sgd,
 )
-from metarun.sweeps.stopping import follow, halted, is_stopped, stoppable
+from metarun.sweeps.stopping import OF_HYDRA, follow, halted, is_stopped, stoppable
 
 NOT_IN_NAME = ("hydra", "launch", "tracking", "name")
 
@@ -103,7 +103,7 @@ def run(command: Command, composed: Composed, folder: Path | None = None) -> int
             if any(_states(folder, "done")) or not any(_states(folder, "failed")):
                 raise
         finally:
-            (folder / "multirun.yaml").unlink(missing_ok=True)
+            (folder / OF_HYDRA).unlink(missing_ok=True)
         return _finish(folder, composed.config)
 
 
@@ -205,15 +205,20 @@ def _finish(sweep: Path, config: DictConfig) -> int:
             if notice := tracking.mirror_comparison(sweep, tracked(*_group(config, "tracking"))):
                 console.say(notice)
 
-    def log(entry: Entry) -> str:
-        return str(sweep / entry["log"]) if "log" in entry else ""
+    def log(name: str, entry: Entry) -> str:
+        path = sweep / entry.get("log", f"{name}/{job.LOG}")
+        return str(path) if path.is_file() else ""
 
     unsaid = {"pending": "not started", "running": "its worker was killed, or had no room to write"}
     best = sweep / "optimization_results.yaml"
     if best.is_file() and (found := read(best).get("best_params")):
         console.say("best of the search: " + ", ".join(f"{k}={v}" for k, v in found.items()))
+
+    def state(entry: Entry) -> str:  # nothing runs any more
+        return "failed" if entry["state"] == "running" else entry["state"]
+
     rows = [
-        (name, e["state"], "", e.get("reason") or unsaid[e["state"]], log(e))
+        (name, state(e), "", e.get("reason") or unsaid[e["state"]], log(name, e))
         for name, e in left.items()
     ]
     if rows:

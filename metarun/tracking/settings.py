@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import netrc
+import os
 from collections.abc import Mapping
 from configparser import ConfigParser
 from configparser import Error as ConfigParserError
@@ -54,7 +55,11 @@ def wandb(
     """Mirror the run's records to W&B; `timeout_s` bounds each attempt to reach the server.
 
     `auto` is online where a key is configured and offline elsewhere; WANDB_MODE overrides `mode`.
+
+    Raises:
+        ConfigError: WANDB_MODE holds no mode of W&B's.
     """
+    choose_mode(mode, os.environ)
     return TrackingSettings(project, entity, tuple(tags), mode, timeout_s, log_images)
 
 

@@ -21,7 +21,8 @@ from metarun.outcome import outcome_file, score_file, task_list, versions
 from metarun.paths import config_digest, find_folder, flat, named_folder
 from metarun.records import masked
 from metarun.report.clusters import families
-from metarun.run import DONE, read_config
+from metarun.run import DONE
+from metarun.settings import yamlfile
 from metarun.settings.sections import GROUPS
 from metarun.signals import stop_requests
 from metarun.state import Vault
@@ -47,9 +48,9 @@ def main(argv: list[str]) -> int:
     if not argv or ("=" in argv[0] and named_folder(argv[0]) is None):
         raise ConfigError("evaluate: name a run folder first, as in metarun evaluate outputs/NAME")
     folder = find_folder("evaluate", argv[0])
-    if not (folder / "config.yaml").is_file():
+    if not yamlfile.is_run(folder):
         raise ConfigError(f"evaluate: {folder} is not a run folder; a run folder holds config.yaml")
-    trained = read_config(folder)
+    trained = yamlfile.of_run(folder)
     finished = manifest.outcome(folder)
     if finished is None or finished["status"] != DONE:
         raise ConfigError(f"evaluate: {folder} is not finished; metarun resume {folder} goes on")
@@ -62,6 +63,15 @@ def main(argv: list[str]) -> int:
             )
     # What training began with may be gone, and stands for nothing here.
     alone = {**config, "weights": None, "hardware": {**config["hardware"], "processes": 1}}
+    chosen, tested = finished.get("chosen", {}).get("steps"), config["test"]["steps"]
+    if isinstance(tested, int) and tested > 0:
+        if chosen is not None and tested < chosen:
+            raise ConfigError(
+                f"test.steps: {tested} is fewer than the {chosen} inner steps that validation "
+                f"chose; must be at least {chosen}"
+            )
+        shorter = min(tested, config["validation"]["steps"])  # which has done its work
+        alone["validation"] = {**config["validation"], "steps": shorter}
     experiment = assemble(check(alone), data_root())
     vault = Vault(folder, trained, experiment)
     meta, here = vault.best(), experiment.initial()
@@ -79,7 +89,7 @@ def main(argv: list[str]) -> int:
     with stop_requests() as stop:
         test = experiment.test
         scores = experiment.evaluate(meta, "test", test.tasks, test.steps, stop)
-    steps = min(int(finished.get("chosen", {}).get("steps", test.steps)), test.steps)
+    steps = test.steps if chosen is None else int(chosen)
     scores.refuse_infinite("test", steps)
     found = {
         **finished,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from metarun import manifest
 from metarun.errors import ConfigError
 from metarun.paths import find_folder
+from metarun.settings import yamlfile
 from metarun.settings.help import usage
 
 
@@ -18,17 +19,15 @@ def main(argv: list[str]) -> int:
         said = "takes one folder, and settings stay as they are"
         raise ConfigError(f"resume: {said}; {usage('resume')}")
     folder = find_folder("resume", argv[0]).absolute()
-    if (folder / "config.yaml").is_file():
+    if yamlfile.is_run(folder):
         from metarun.run import run_job
-        from metarun.settings.yamlfile import read
 
-        return run_job(read(folder / "config.yaml"), folder)
-    entries = manifest.read(folder)
-    if not entries:
+        return run_job(yamlfile.of_run(folder), folder)
+    if manifest.is_lost(folder):
         raise ConfigError(f"resume: {folder} holds neither a run nor a sweep")
     from metarun.settings.compose import compose, parse
     from metarun.sweeps import sweep
 
-    header, _ = manifest.latest(entries)
+    header, _ = manifest.latest(manifest.read(folder))
     command = parse(header["command"][1:])
     return sweep.run(command, compose(command), folder)

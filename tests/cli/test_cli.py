@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import subprocess
 import sys
 import time
@@ -44,6 +45,8 @@ def run(
         ("--cfg", "job"),
         ("--cfg", "all", "--resolve", "algo=imaml"),
         ("--info", "config"),
+        ("--info",),
+        ("--info", "algo=fomaml"),
         ("--info", "defaults"),
         ("--config-dir", "extra", "--help"),
         ("-sc", "install=bash"),
@@ -215,13 +218,15 @@ def test_outputs_that_cannot_be_used_are_a_line(
 @pytest.mark.parametrize(
     ("flag", "said"),
     [
+        ("--package algo", "--package: goes with --cfg"),
+        ("+hydra.sweeper.params.seed=1", "a setting below hydra. cannot be given here"),
         ("--hlep", "--hlep: no such flag (did you mean --help?)"),
         ("--algo maml", "--algo: no such flag; settings have no dashes, as in algo=maml"),
         ("steps=3", "steps: no such setting of its own; there is suggest.steps, validation.ste"),
         ("--cfg=jobs", "invalid choice: 'jobs'"),
         ("--config-dir=/nowhere", "/nowhere: no such folder"),
         ("--help --config-dir /nowhere", "/nowhere: no such folder"),
-        ("--config-name=other", "Cannot find primary config 'other'"),
+        ("--config-name=other", "holds no other.yaml to begin with"),
     ],
 )
 def test_wrong_flags(flag: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -240,8 +245,9 @@ def test_no_warnings(words: tuple[str, ...], outputs: Path) -> None:
     assert (ended.returncode, ended.stderr.count("Warning")) == (0, 0), ended.stderr
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["--version"]) == 0
+@pytest.mark.parametrize("more", [[], ["algo=maml"]], ids=str)
+def test_version(more: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version", *more]) == 0
     assert capsys.readouterr().out == f"metarun {__version__}\n"
 
 
@@ -269,8 +275,21 @@ def test_a_closed_pipe_is_no_error() -> None:
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
-def test_completion_knows_the_options() -> None:
-    ended = run(
-        "-sc", "query=bash", program=("-m", "metarun"), COMP_LINE="metarun algo=", COMP_POINT="13"
-    )
-    assert "algo=maml" in ended.stdout.split()
+@pytest.mark.parametrize(
+    ("line", "offered"), [("metarun algo=", "algo=maml"), ("metarun resume outp", "")]
+)
+def test_completion_knows_the_options_and_writes_no_complaint_into_the_prompt(
+    line: str, offered: str
+) -> None:
+    typed = {"COMP_LINE": line, "COMP_POINT": str(len(line))}
+    ended = run("-sc", "query=bash", program=("-m", "metarun"), **typed)
+    assert offered in ended.stdout
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_mistake_has_its_exit_code_also_where_no_terminal_hears_it() -> None:
+    screen, own = pty.openpty()
+    os.close(screen)
+    ended = subprocess.run([sys.executable, "-m", "metarun", "nope"], stderr=own, check=False)
+    os.close(own)
+    assert ended.returncode == 2

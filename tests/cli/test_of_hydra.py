@@ -9,7 +9,8 @@ from omegaconf import OmegaConf
 from sweeps import TINY
 
 from metarun import cli
-from metarun.settings.compose import OWN, compose, parse
+from metarun.settings.compose import compose, parse
+from metarun.settings.refusals import OWN
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,52 @@ def test_what_metarun_decides_is_refused(
     assert instead in captured.err
     assert (captured.out, captured.err.count("\n")) == ("", 1)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("said", "key", "instead"),
+    [
+        ("run: {dir: here}", "hydra.run", "name=NAME below METARUN_OUTPUTS"),
+        ("sweep: {dir: here}", "hydra.sweep", "name=NAME below METARUN_OUTPUTS"),
+        ("job: {chdir: true}", "hydra.job.chdir", "from where the command is given"),
+        ("job_logging: {root: {level: DEBUG}}", "hydra.job_logging", "records.jsonl"),
+        ("verbose: true", "hydra.verbose", "records.jsonl"),
+    ],
+)
+@pytest.mark.parametrize("sweep", [[], ["-m"]], ids=["run", "sweep"])
+def test_the_same_is_refused_in_a_file_of_the_users(
+    said: str,
+    key: str,
+    instead: str,
+    sweep: list[str],
+    outputs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    words = [*sweep, *own_experiment(tmp_path, said), "algo=scratch", *TINY]
+    assert cli.main(words) == 2
+    captured = capfd.readouterr()
+    assert captured.err.startswith(f"metarun: {key}: set in a YAML file, but metarun decides this")
+    assert instead in captured.err
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
+    assert not list(place.iterdir())
+    assert not outputs.exists()
+
+
+def own_experiment(folder: Path, of_hydra: str) -> list[str]:
+    (folder / "own" / "experiment").mkdir(parents=True)
+    text = f"# @package _global_\nhydra:\n  {of_hydra}\n"
+    (folder / "own" / "experiment" / "mine.yaml").write_text(text)
+    return ["--config-dir", str(folder / "own"), "experiment=mine"]
+
+
+def test_other_settings_of_hydra_are_taken_from_a_file(tmp_path: Path) -> None:
+    words = own_experiment(tmp_path, "sweeper: {params: {seed: '1,2'}}")
+    assert len(compose(parse(["-m", *words, *TINY])).jobs) == 2
 
 
 def test_each_of_them_is_a_setting_of_hydra() -> None:

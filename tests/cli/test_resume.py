@@ -19,6 +19,8 @@ TINY = ("dataset=sinusoid", "debug=default")
         (["a", "seed=3"], "takes one folder"),
         (["mime"], "no such folder (did you mean mine?)"),
         (["empty"], "holds neither a run nor a sweep"),
+        (["headless"], "holds neither a run nor a sweep"),
+        ([""], "the name of a folder is empty"),
     ],
 )
 def test_mistakes(
@@ -26,6 +28,8 @@ def test_mistakes(
 ) -> None:
     (outputs / "mine").mkdir(parents=True)
     (outputs / "empty").mkdir()
+    (outputs / "headless").mkdir()
+    manifest.append(outputs / "headless", "job", job="algo=maml", state="pending")
     assert cli.main(["resume", *words]) == 2
     captured = capfd.readouterr()
     assert said in captured.err
@@ -46,6 +50,23 @@ def test_a_run(outputs: Path, capfd: pytest.CaptureFixture[str]) -> None:
     kinds = [json.loads(x)["kind"] for x in (folder / "records.jsonl").read_text().splitlines()]
     assert kinds.count("start") == 1
     assert "resumed" in kinds
+
+
+def test_a_run_whose_configuration_was_deleted_is_known_from_its_records(
+    outputs: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*TINY, "algo=scratch", "name=mine"]) == 0
+    folder = outputs / "mine"
+    before = (folder / "config.yaml").read_bytes()
+    (folder / "config.yaml").unlink()
+    for words in (["resume", "mine"], [*TINY, "algo=scratch", "name=mine"]):
+        assert cli.main(words) == 0
+        assert "already complete" in capfd.readouterr().out
+    assert cli.main([*TINY, "algo=maml", "name=mine"]) == 2
+    assert "holds a run with other settings" in capfd.readouterr().err
+    (folder / "outcome.json").unlink()
+    assert cli.main(["resume", "mine"]) == 0
+    assert (folder / "config.yaml").read_bytes() == before
 
 
 @pytest.mark.slow

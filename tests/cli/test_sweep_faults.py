@@ -13,9 +13,12 @@ import time
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from sweeps import ODD, gone, odd_environment, only, ran, results, since_start, start, sweep
 
 from metarun import manifest
+from metarun.errors import SweepError
+from metarun.sweeps.sweep import _finish
 
 GOOD, BAD = "abcdefg", ("bug", "diverge", "kill", "stop", "refuse")
 CODES = {"bug": 1, "diverge": 4, "kill": -9, "stop": 75, "refuse": 2}
@@ -123,7 +126,9 @@ def test_a_killed_sweep_goes_on(
 
 @pytest.mark.faults
 @pytest.mark.parametrize("launch", ["basic", "local"])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGHUP, 75)]
+)
 def test_a_stopped_sweep_stops_its_jobs(
     launch: str, number: signal.Signals, code: int, outputs: Path, environment: dict[str, str]
 ) -> None:
@@ -158,6 +163,23 @@ def test_a_second_signal_leaves_at_once(outputs: Path, environment: dict[str, st
     assert process.wait(10) == 130
     assert time.monotonic() - begin < 1
     assert gone(f"METARUN_OUTPUTS={outputs}", 2)
+    assert not (only(outputs) / "multirun.yaml").exists()
+
+
+@pytest.mark.faults
+def test_a_signal_that_arrives_twice_leaves_the_jobs_their_time(
+    outputs: Path, environment: dict[str, str]
+) -> None:
+    process = start(environment, "algo.how=a", "budget.total=1000000")
+    deadline = time.monotonic() + 60
+    while not list(outputs.glob("*/*/checkpoints/step-*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 75
+    (path,) = outputs.glob("*/*/outcome.json")
+    assert json.loads(path.read_text())["status"] == "preempted"
 
 
 @pytest.mark.faults
@@ -216,3 +238,23 @@ def test_two_sweeps_in_one_folder(outputs: Path, environment: dict[str, str]) ->
     assert second.returncode == 7
     assert str(first.pid) in second.stderr
     assert second.stderr.count("\n") == 1
+
+
+def test_a_job_whose_worker_was_killed_is_listed_as_failed_with_its_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody was left to write down how it ended, and nothing runs any more."""
+    folder = tmp_path / "sweep"
+    (folder / "algo=a").mkdir(parents=True)
+    (folder / "algo=a" / "log.txt").touch()
+    manifest.append(folder, "sweep", total=2)
+    manifest.append(folder, "job", job="algo=a", state="running", pid=1)
+    manifest.append(folder, "job", job="algo=b", state="pending")
+    with pytest.raises(SweepError, match="0 of 2 jobs are done"):
+        _finish(folder, OmegaConf.create({}))
+    said = capsys.readouterr().out
+    assert "running" not in said
+    assert "failed" in said
+    assert "its worker was killed" in said
+    assert f"{folder}/algo=a/log.txt" in said
+    assert "algo=b/log.txt" not in said

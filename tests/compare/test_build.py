@@ -235,7 +235,9 @@ def test_an_earlier_comparison_survives_a_failure(make_run, tmp_path):
 
 def test_an_output_that_is_a_file_is_a_storage_error(make_run, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match="file"):
+    with pytest.raises(
+        StorageError, match=r"file/out: .*; the comparison goes elsewhere with out=DIR"
+    ):
         build([make_run("m")], out=tmp_path / "file" / "out")
 
 

@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+import yaml
 
 from metarun.errors import ConfigError, DataError
+from metarun.report.pooling import methods
 from metarun.report.runs import load
 
 
@@ -120,6 +122,27 @@ def test_a_run_without_config_or_with_a_broken_one_still_counts(make_run):
     (bare / "config.yaml").unlink()
     (broken / "config.yaml").write_text("{")
     assert len(load([bare, broken]).runs) == 2
+
+
+def test_a_configuration_that_was_deleted_is_read_from_the_records(make_run):
+    run = make_run("bare")
+    whole = yaml.safe_load((run / "config.yaml").read_text())
+    records = [{"kind": "start", "step": 0, "time": 0, "config": whole}]
+    (run / "records.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in records))
+    (run / "config.yaml").unlink()
+    assert load([run]).runs[0].config == whole
+
+
+def test_runs_without_settings_are_named_by_their_folders_and_never_pooled(make_run):
+    runs = [make_run("known"), make_run("one", seed=1), make_run("two", seed=2)]
+    for run in runs[1:]:
+        (run / "config.yaml").unlink()
+    found = methods(load(runs).runs, 1)
+    assert [method.entry.label for method in found] == [
+        "maml",
+        "maml (one, settings unknown)",
+        "maml (two, settings unknown)",
+    ]
 
 
 def test_folders_that_hold_nothing_are_refused(tmp_path):

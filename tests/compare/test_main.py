@@ -30,7 +30,7 @@ def test_main_prints_the_table_and_the_files(make_run, tmp_path, capsys):
         (["{runs}", "reference=mam"], 2, "did you mean maml?"),
         (["reference=maml"], 2, "no folder given"),
         (["{empty}"], 3, "no run in there"),
-        (["{runs}", "out={file}/x"], 5, "METARUN_OUTPUTS"),
+        (["{runs}", "out={file}/x"], 5, "out=DIR"),
     ],
 )
 def test_main_gives_one_line_and_the_code(make_run, tmp_path, capsys, argv, code, says):

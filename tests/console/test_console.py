@@ -195,7 +195,8 @@ def test_colours_only_on_a_terminal(capsys):
 
 
 @pytest.mark.parametrize(
-    ("number", "passed_over"), [(errno.ENOSPC, True), (errno.EPIPE, True), (errno.EIO, False)]
+    ("number", "passed_over"),
+    [(errno.ENOSPC, True), (errno.EPIPE, True), (errno.EIO, True), (errno.EBADF, False)],
 )
 def test_a_line_that_nobody_can_take_is_no_failure(number, passed_over):
     """Where a log's disk is full, the run goes on: it may have room elsewhere."""
@@ -207,5 +208,15 @@ def test_a_line_that_nobody_can_take_is_no_failure(number, passed_over):
     with open(os.devnull, "w") as file:
         stream = Full()
         stream.fileno = file.fileno
-        with nullcontext() if passed_over else pytest.raises(OSError, match="Input/output"):
+        with nullcontext() if passed_over else pytest.raises(OSError, match="Bad file"):
             assert console._Stream(stream).write("unheard") == 7
+
+
+def test_a_terminal_that_is_closed_ends_nothing():
+    """As after `disown`: the run is to end as it would have, unseen."""
+    code = (
+        "import os, sys, pty\nscreen, own = pty.openpty()\nos.dup2(own, 1)\nos.close(own)\n"
+        "os.close(screen)\nfor i in range(9): console.say('line')\nconsole.error('still here')"
+    )
+    done = run(code)
+    assert (done.returncode, done.stderr) == (0, b"metarun: still here\n")

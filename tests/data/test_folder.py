@@ -208,6 +208,29 @@ def test_fractions_must_leave_something_for_test(place: Path):
     assert text.startswith("dataset.train_fraction=0.8: ")
 
 
+@pytest.mark.parametrize(
+    ("train", "validation", "said"),
+    [
+        (0.1, 0.4, "train split .* by a larger dataset.train_fraction"),
+        (0.6, 0.1, "validation split .* by a larger dataset.validation_fraction"),
+        (0.5, 0.45, "test split .* by smaller dataset.train_fraction and dataset.validation_frac"),
+    ],
+)
+def test_a_split_with_too_few_classes_names_the_fraction_that_gives_it_more(
+    train: float, validation: float, said: str, place: Path
+):
+    source = opened(place, train_fraction=train, validation_fraction=validation)
+    with pytest.raises(ConfigError, match=f"{said}.*$"):
+        source.check(ways=2, shots=1, queries=1)
+
+
+def test_splits_that_folders_name_are_not_dealt_out(tmp_path: Path):
+    for split in ("train", "validation", "test"):
+        paint(tmp_path / "mine" / split / f"{split}-cat" / "1.png", (1, 2, 3))
+    with pytest.raises(ConfigError, match=r"give the split more classes$"):
+        opened(tmp_path / "mine").check(ways=2, shots=1, queries=1)
+
+
 def test_a_class_that_is_too_small_is_named(place: Path):
     source = opened(place)
     with pytest.raises(ConfigError, match=r"'class\d' of the \w+ split has \d+ \(4 of its 4 class"):

@@ -26,6 +26,7 @@ from metarun import run as job
 from metarun.assemble import Experiment
 from metarun.records import Records, merged, read
 from metarun.report import plots
+from metarun.settings import yamlfile
 from metarun.signals import REQUESTS, nothing_to_save
 
 STEPS, EVERY = 24, 2
@@ -76,7 +77,7 @@ def reference(family: str, *more: str) -> Reference:
     folder = Path(os.environ["METARUN_OUTPUTS"], name)
     with quiet():
         assert cli.main([*FAMILIES[family], *TINY, *more, f"name={name}"]) == 0
-    config, again = job.read_config(folder), folder.with_name(f"{name}-again")
+    config, again = yamlfile.of_run(folder), folder.with_name(f"{name}-again")
     begun = time.monotonic()
     assert exit_code(spawn(config, again)) == 0
     seconds, entries = time.monotonic() - begun, list(SHARED[:8])

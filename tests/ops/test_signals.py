@@ -12,7 +12,7 @@ import pytest
 from children import python
 
 from metarun.errors import KeyboardStopError, PreemptedError
-from metarun.signals import ONE_REQUEST_S, stop_requests
+from metarun.signals import ONE_REQUEST_S, REQUESTS, stop_requests
 
 STUBBORN = """
 import time
@@ -29,10 +29,14 @@ with stop_requests() as stop:
 
 @pytest.mark.parametrize(
     ("number", "error", "code"),
-    [(signal.SIGTERM, PreemptedError, 75), (signal.SIGINT, KeyboardStopError, 130)],
+    [
+        (signal.SIGTERM, PreemptedError, 75),
+        (signal.SIGHUP, PreemptedError, 75),
+        (signal.SIGINT, KeyboardStopError, 130),
+    ],
 )
 def test_a_signal_raises_only_where_it_is_looked_for(number, error, code):
-    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    before = {n: signal.getsignal(n) for n in REQUESTS}
     with stop_requests() as stop:
         stop.check()
         os.kill(os.getpid(), number)
@@ -76,7 +80,9 @@ with nothing_to_save():
 """
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)]
+)
 def test_with_nothing_to_save_a_request_ends_the_process_at_once(number, code):
     process = python("-c", START_UP)
     assert process.stdout.readline() == "ready\n"
@@ -128,4 +134,84 @@ def test_a_second_signal_exits_at_once(first, second, code):
     process.send_signal(second)
     assert process.wait(5) == code
     assert time.monotonic() - begun < 0.5
+    _, error = process.communicate()
+    assert error == (
+        "metarun: stopped at once; the same command goes on from the last checkpoint\n"
+    )
+
+
+def test_a_closed_terminal_is_one_request_however_often_it_signals():
+    """The shell hands SIGHUP on, and the kernel sends it again when the shell is gone."""
+    with stop_requests() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(1.5 * ONE_REQUEST_S)
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.requested == signal.SIGHUP
+
+
+def test_under_nohup_a_closed_terminal_is_no_request():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_requests() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            stop.check()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_terminal_that_is_gone_costs_no_exit_code(number):
+    screen, its_side = pty.openpty()
+    process = python("-c", START_UP, error=its_side)
+    os.close(its_side)
+    assert process.stdout.readline() == "ready\n"
+    os.close(screen)
+    process.send_signal(number)
+    assert process.wait(5) == 75
     process.communicate()
+
+
+ENDING = """
+import atexit, sys, time
+import metarun.cli as cli
+def slowly():
+    print("ready", flush=True)
+    time.sleep(0.5)
+atexit.register(slowly)
+cli.main = lambda: 4
+cli.entry()
+"""
+
+
+@pytest.mark.parametrize("number", REQUESTS)
+def test_a_process_that_is_ending_keeps_its_exit_code(number):
+    process = python("-c", ENDING)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    assert process.wait(5) == 4
+    process.communicate()
+
+
+LOADING = """
+import sys, time
+from pathlib import Path
+import metarun.run as run
+from metarun.config import compose_job
+def assemble(*_):
+    print("ready", flush=True)
+    time.sleep(60)
+run.assemble = assemble
+sys.exit(run.run_job(compose_job(["dataset=sinusoid"]), Path(sys.argv[1])))
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_run_that_waits_for_its_data_ends_at_once(number, code, tmp_path):
+    """It may download them, or wait for another process that does."""
+    process = python("-c", LOADING, tmp_path / "run")
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    _, error = process.communicate(timeout=5)
+    assert process.returncode == code
+    assert "with nothing to save" in error
+    assert not (tmp_path / "run").exists()

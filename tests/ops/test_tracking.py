@@ -11,6 +11,7 @@ import time
 import pytest
 from children import python
 
+from metarun import cli
 from metarun.errors import ConfigError
 from metarun.records import Records
 from metarun.tracking import none, start_mirror, sync_main, wandb
@@ -164,6 +165,13 @@ def test_an_unknown_mode_is_one_line():
     with pytest.raises(ConfigError, match="WANDB_MODE=onlin: no such mode") as caught:
         choose_mode("auto", {"WANDB_MODE": "onlin"})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("sweep", [[], ["-m"]], ids=["run", "sweep"])
+def test_an_unknown_mode_is_refused_before_anything_is_written(sweep, outputs, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "onlin")
+    assert cli.main([*sweep, "dataset=sinusoid", "tracking=wandb"]) == 2
+    assert not outputs.exists()
 
 
 def test_no_tracking_starts_nothing(tmp_path, monkeypatch):

@@ -47,6 +47,18 @@ def test_the_precision_may_be_another(trained: str, again: str, tmp_path: Path) 
     assert (scores != before).any()
 
 
+def test_fewer_steps_are_tested_down_to_those_that_validation_chose(tmp_path: Path) -> None:
+    assert run_job(tiny_config("algo=maml", "test.steps=4", "validation.steps=4"), tmp_path) == 0
+    found = outcome(tmp_path)
+    found["chosen"]["steps"] = 2
+    (tmp_path / "outcome.json").write_text(json.dumps(found))
+    again = outcome(evaluated(tmp_path, "test.steps=2"))["test"]["mse"]
+    assert again["by_step"] == found["test"]["mse"]["by_step"][:3]
+    assert again["step"] == 2
+    with pytest.raises(ConfigError, match=r"^test.steps: 1 is fewer than the 2 inner steps"):
+        evaluate_again.main([str(tmp_path), "test.steps=1"])
+
+
 def test_an_evaluation_says_where_it_was_carried_out_and_where_training_was(tmp_path: Path) -> None:
     assert run_job(tiny_config("algo=maml"), tmp_path) == 0
     elsewhere = {

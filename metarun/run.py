@@ -26,7 +26,7 @@ from metarun.problem import Meta
 from metarun.records import Records, masked, merged, read
 from metarun.report import plots
 from metarun.settings import yamlfile
-from metarun.signals import Stop, nothing_to_save, stop_requests
+from metarun.signals import Stop, nothing_to_save, say_stopping, stop_requests
 from metarun.state import State, Vault
 from metarun.train import train
 from metarun.weights import random_head
@@ -41,7 +41,7 @@ def run_job(config: dict[str, Any], folder: Path) -> int:
     """
     try:
         checked = check(config)
-        with stop_requests() as stop:
+        with stop_requests(say_stopping) as stop:
             return _run(config, checked, folder, stop)
     except MetarunError as error:
         console.error(str(error))

@@ -21,6 +21,9 @@ REQUESTS: dict[int, type[MetarunError]] = {
 Heard = Callable[[int], None]
 ONE_REQUEST_S = 0.3  # a cluster signals every process of a job, and a sweep hands it on as well
 SHOW_CURSOR = b"\x1b[?25h\n"
+# In place of the line where the cursor is, and to be replaced by what comes: a progress of several
+# lines draws itself again from there.
+STOPPING = b"\r\x1b[2Kmetarun: stopping after this step; Ctrl-C again stops at once\r"
 AT_ONCE = "metarun: stopped at once; the same command goes on from the last checkpoint\n"
 
 
@@ -54,6 +57,13 @@ class Stop:
             if self._leaving is not None:
                 self._leaving()
             _exit(self.requested, AT_ONCE)  # the second request must not wait for anything
+
+
+def say_stopping(number: int) -> None:
+    """Answer Ctrl-C on a terminal: a step may take long, and who hears nothing presses again."""
+    if number == signal.SIGINT and os.isatty(2):
+        with suppress(OSError):  # it is gone
+            os.write(2, STOPPING)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 from metarun import manifest
 from metarun.lifeline import die_with
 from metarun.manifest import Entry
-from metarun.signals import REQUESTS, stop_requests
+from metarun.signals import REQUESTS, say_stopping, stop_requests
 
 HERE = ("basic", "joblib")  # launchers whose jobs are processes of this machine
 OF_HYDRA = "multirun.yaml"  # what Hydra leaves in a sweep's folder, and nobody reads
@@ -23,6 +23,7 @@ def stoppable(sweep: Path) -> Generator[None]:
     """Pass the first request to stop on to the jobs and start no more; leave at the second."""
 
     def tell(number: int) -> None:
+        say_stopping(number)
         manifest.append(sweep, "stop", signal=number)
         # Workers pass on to their jobs that SIGHUP is ignored, which the jobs take for nohup.
         _signal(sweep, signal.SIGTERM if number == signal.SIGHUP else number)

@@ -24,7 +24,7 @@ from metarun.report.clusters import families
 from metarun.run import DONE
 from metarun.settings import yamlfile
 from metarun.settings.sections import GROUPS
-from metarun.signals import stop_requests
+from metarun.signals import say_stopping, stop_requests
 from metarun.state import Vault
 from metarun.train import summary
 
@@ -86,7 +86,7 @@ def main(argv: list[str]) -> int:
         if any(key in trained["dataset"] for key in OWN):
             _refuse_changed(vault.data_of_best(), source, folder)
         _refuse_seen(source, experiment.source, folder)
-    with stop_requests() as stop:
+    with stop_requests(say_stopping) as stop:
         test = experiment.test
         scores = experiment.evaluate(meta, "test", test.tasks, test.steps, stop)
     steps = test.steps if chosen is None else int(chosen)

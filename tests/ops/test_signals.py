@@ -108,6 +108,34 @@ def test_a_terminal_is_left_with_a_cursor():
     assert b"with nothing to save" in shown
 
 
+BUSY = """
+import sys, time
+from metarun.signals import say_stopping, stop_requests
+with stop_requests(say_stopping) as stop:
+    print("ready", flush=True)
+    while stop.requested is None:
+        time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize(("number", "said"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
+def test_ctrl_c_on_a_terminal_is_answered_at_once(number, said):
+    """The step that is being taken may last; who hears nothing presses again, and loses more."""
+    screen, its_side = pty.openpty()
+    on_terminal, elsewhere = python("-c", BUSY, error=its_side), python("-c", BUSY)
+    os.write(its_side, b"end of what was shown")
+    for process in (on_terminal, elsewhere):
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        assert process.wait(5) == 0
+    os.close(its_side)
+    shown = os.read(screen, 1000)
+    os.close(screen)
+    on_terminal.communicate()
+    assert (b"stopping after this step; Ctrl-C again stops at once" in shown) is said
+    assert elsewhere.communicate()[1] == "", "a log is no place for it"
+
+
 def test_a_request_that_arrives_twice_is_one():
     """A cluster signals every process of a job, and a sweep hands the signal on as well."""
     with stop_requests() as stop:

@@ -100,7 +100,7 @@ def refuse_seen(found: Given, dataset: Part, source: Source, root: Path) -> None
     """
     if found.run is None:
         return
-    config = yamlfile.read(found.run / "config.yaml")
+    config = yamlfile.of_run(found.run)
     before = check(config)
     if before.weights is not None:
         refuse_seen(given(before.weights), dataset, source, root)
@@ -133,7 +133,7 @@ def _best(run: Path) -> Path:
 
 def _of_run(folder: Path) -> dict[str, Tensor]:
     ended = manifest.outcome(folder)
-    if not (folder / "config.yaml").is_file():
+    if not yamlfile.is_run(folder):
         raise ConfigError(f"weights: {folder} is not a run folder; a run folder holds config.yaml")
     if ended is None or ended["status"] != "done":
         raise ConfigError(f"weights: {folder} is not finished; metarun resume {folder} goes on")

@@ -224,7 +224,7 @@ def assemble(checked: Checked, data_root: Path) -> Experiment:
 
 
 def learning(
-    checked: Checked, source: Source, hardware: Hardware, begun: Given | None
+    checked: Checked, source: Source, hardware: Hardware, begun: Given | None = None
 ) -> tuple[Problem, MetaAlgorithm]:
     """Build the model and the algorithm; whatever they draw is drawn by the run's seed."""
     shape: TaskShape = checked.sections["task"]

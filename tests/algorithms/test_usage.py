@@ -129,6 +129,7 @@ def test_chunks_of_a_batch_agree_on_a_new_beginning(family: str, chunk: int) -> 
     assert whole.figures["restarts"].tolist() == [1.0] * 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_graph_holds_a_new_beginning_for_every_meta_step(family: str) -> None:
     """As it is traced: that is what can fail."""

@@ -59,8 +59,8 @@ def test_a_run_says_it_once_and_a_mixture_for_whom(
 ):
     monkeypatch.setenv("METARUN_OUTPUTS", str(tmp_path / "outputs"))
     shutil.copy(place / "train/a/0.png", place / "test/e/9.png")
-    words = ["dataset=folder", f"dataset.path={place}", "dataset.size=28", "algo=protonet"]
-    words += ["task.ways=2", "task.queries=1", "task.test_queries=1", "debug=limit"]
+    words = ["dataset=folder", f"dataset.path={place}", "dataset.size=8", "algo=scratch"]
+    words += ["task.ways=2", "task.queries=1", "task.test_queries=1", "model=mlp", "debug=limit"]
     assert main(words) == 0
     warning = "metarun: warning: dataset: the same picture is there more than once: 1 in different"
     assert " ".join(capsys.readouterr().err.split()).count(warning) == 1

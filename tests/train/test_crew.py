@@ -245,6 +245,7 @@ def test_a_fault_in_a_helper_is_one_of_the_run_with_its_traceback(
         trained(*TINY, *SHORT, "hardware.processes=2")
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_goes_on_with_three(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

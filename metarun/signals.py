@@ -24,27 +24,28 @@ SHOW_CURSOR = b"\x1b[?25h\n"
 # In place of the line where the cursor is, and to be replaced by what comes: a progress of several
 # lines draws itself again from there.
 STOPPING = b"\r\x1b[2Kmetarun: stopping after this step; Ctrl-C again stops at once\r"
-AT_ONCE = "metarun: stopped at once; the same command goes on from the last checkpoint\n"
+GOES_ON = "goes on from the last checkpoint"
 
 
 class Stop:
     """The flag; `requested` is the number of the first signal that came, or None."""
 
     def __init__(
-        self, heard: Heard | None = None, leaving: Callable[[], None] | None = None
+        self,
+        heard: Heard | None = None,
+        leaving: Callable[[], None] | None = None,
+        then: str = GOES_ON,
     ) -> None:
         self.requested: int | None = None
         self.since = 0.0
-        self._heard, self._leaving = heard, leaving
+        self._heard, self._leaving, self._then = heard, leaving, then
 
     def check(self) -> None:
         """Raise PreemptedError after SIGTERM or SIGHUP, KeyboardStopError after Ctrl-C."""
         if self.requested is None:
             return
         name = signal.Signals(self.requested).name
-        raise REQUESTS[self.requested](
-            f"stopped by {name}; the same command goes on from the last checkpoint"
-        )
+        raise REQUESTS[self.requested](f"stopped by {name}; the same command {self._then}")
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         now = time.monotonic()
@@ -56,7 +57,8 @@ class Stop:
         elif now - self.since >= ONE_REQUEST_S and number != signal.SIGHUP:
             if self._leaving is not None:
                 self._leaving()
-            _exit(self.requested, AT_ONCE)  # the second request must not wait for anything
+            text = f"metarun: stopped at once; the same command {self._then}\n"
+            _exit(self.requested, text)  # the second request must not wait for anything
 
 
 def say_stopping(number: int) -> None:
@@ -86,14 +88,17 @@ def nothing_to_save() -> Generator[None]:
 
 @contextmanager
 def stop_requests(
-    heard: Heard | None = None, leaving: Callable[[], None] | None = None
+    heard: Heard | None = None,
+    leaving: Callable[[], None] | None = None,
+    then: str = GOES_ON,
 ) -> Generator[Stop]:
     """Turn the requests into a flag inside the block; a second one exits at once.
 
-    `heard` is called with the number of the first, `leaving` before the exit. Only the main thread
+    `heard` is called with the number of the first, `leaving` before the exit; `then` is what the
+    same command does. Only the main thread
     may install handlers; elsewhere the flag exists and stays down.
     """
-    stop = Stop(heard, leaving)
+    stop = Stop(heard, leaving, then)
     with _handling(stop._handle):  # pyright: ignore[reportPrivateUsage]
         yield stop
 

@@ -85,6 +85,7 @@ def _below(folder: Path) -> list[Path]:
 
 
 def _sync(mode: Mode, options: dict[str, str], folder: Path) -> bool:
+    print(f"{folder}: sending", flush=True)  # a server that does not answer takes half a minute
     settings = UNTRACKED | read_label(folder).get("settings", {}) | options
     write_label(folder, settings)
     command, environment = mirror_command(folder, mode)

@@ -86,7 +86,7 @@ def main(argv: list[str]) -> int:
         if any(key in trained["dataset"] for key in OWN):
             _refuse_changed(vault.data_of_best(), source, folder)
         _refuse_seen(source, experiment.source, folder)
-    with stop_requests(say_stopping) as stop:
+    with stop_requests(say_stopping, then="begins again") as stop:
         test = experiment.test
         scores = experiment.evaluate(meta, "test", test.tasks, test.steps, stop)
     steps = test.steps if chosen is None else int(chosen)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from tiny import tiny_config
 
 from metarun import cli
-from metarun.errors import CheckpointError, ConfigError
+from metarun.errors import CheckpointError, ConfigError, PreemptedError
 from metarun.outcome import versions
 from metarun.report.pooling import methods
 from metarun.report.runs import load
@@ -182,3 +184,17 @@ def test_what_another_version_left_is_refused_in_one_line(
     said = capsys.readouterr().err.splitlines()[-1]
     assert ": mixture/bias, mixture/restarts, mixture/share: in the checkpoint or in " in said
     assert said.endswith("or train again under another name")
+
+
+def test_an_evaluation_that_is_stopped_is_said_to_begin_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_job(tiny_config("algo=maml"), tmp_path) == 0
+
+    def stopped(problem: Any, algorithm: Any, meta: Any, batches: Any, steps: int, check: Any, *_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        check()
+
+    monkeypatch.setattr("metarun.assemble.evaluate", lambda *args, **_: stopped(*args))
+    with pytest.raises(PreemptedError, match="stopped by SIGTERM; the same command begins again"):
+        evaluate_again.main([str(tmp_path), "test.tasks=9"])

@@ -54,7 +54,8 @@ learned becomes steep, and no fixed rate suits it for long. What is left of the 
 the pull that ought to cancel it, is 0.2 to 0.4 there (the kinks of ReLU: with a smooth activation
 it is below 1e-6) and 0.5 on Omniglot, where normalisation makes the problem so ill-conditioned that
 no method tried does better; descent leaves 1.5 to 1.9. Its Omniglot budgets are 34 and 9
-meta-steps.
+meta-steps; after 2,000, tested after up to 16 steps (150 TFLOP, 2 h 30 min on one core beside other
+work), it comes to 93.9 ± 0.9 with 0.3 to 0.6 left, 5.3 points under its published value.
 
 Written by `python docs/methods.py SWEEP...`; the sweeps are
 
@@ -68,6 +69,8 @@ Written by `python docs/methods.py SWEEP...`; the sweeps are
     metarun experiment=omniglot_5w1s algo=fomaml algo.steps=5 algo.inner_lr=0.1 \\
       validation.steps=10 test.steps=10 budget.total=6000 validation.every=1000
     metarun experiment=omniglot_5w1s algo=fomaml validation.every=5000
+    metarun experiment=omniglot_5w1s algo=imaml budget.total=2000 validation.every=500 \\
+      validation.steps=16 test.steps=16
     metarun experiment=multimodal_regression algo=maml model.hidden=[92,92]
 """
 

@@ -46,7 +46,7 @@ def given(word: str) -> Given:
     """Read weights: a run, or a sweep's job, by path or by name below the outputs, or a file.
 
     Raises:
-        ConfigError: there is no such thing, or the run is not finished.
+        ConfigError: there is no such thing, the run is not finished, or the file is a run's.
         CheckpointError: what is there is damaged, or no safetensors file.
     """
     place = find_weights(word)
@@ -137,25 +137,26 @@ def _of_run(folder: Path) -> dict[str, Tensor]:
         raise ConfigError(f"weights: {folder} is not a run folder; a run folder holds config.yaml")
     if ended is None or ended["status"] != "done":
         raise ConfigError(f"weights: {folder} is not finished; metarun resume {folder} goes on")
-    return _own(checkpoint.load(_best(folder))[0])
-
-
-def _of_file(path: Path) -> dict[str, Tensor]:
-    try:
-        return _own(safetensors.load_file(path))
-    except Exception as error:  # the parser raises many kinds
-        raise CheckpointError(
-            f"weights: {path}: no safetensors file ({error!s:.80}); "
-            "safetensors.torch.save_file(model.state_dict(), path) writes one"
-        ) from error
-
-
-def _own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a model's own tensors, of a checkpoint of ours or of a plain file."""
-    learned = {
+    tensors, _ = checkpoint.load(_best(folder))
+    return {
         key.removeprefix(group): value
         for key, value in tensors.items()
         for group in LEARNED
         if key.startswith(group)
     }
-    return learned or dict(tensors)
+
+
+def _of_file(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors = safetensors.load_file(path)
+    except Exception as error:  # the parser raises many kinds
+        raise CheckpointError(
+            f"weights: {path}: no safetensors file ({error!s:.80}); "
+            "safetensors.torch.save_file(model.state_dict(), path) writes one"
+        ) from error
+    if any(key.startswith(LEARNED) for key in tensors):
+        raise ConfigError(
+            f"weights: {path}: a checkpoint of metarun's; name its run instead, of which is known "
+            "what it has seen"
+        )
+    return tensors

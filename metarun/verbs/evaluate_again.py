@@ -27,6 +27,7 @@ from metarun.settings.sections import GROUPS
 from metarun.signals import say_stopping, stop_requests
 from metarun.state import Vault
 from metarun.train import summary
+from metarun.weights import given, refuse_seen
 
 OWN = ("path", "sources")  # settings that name the user's images, which may change
 SAME_DATA = ("_target_", *OWN)  # which images there are; other settings deal them out
@@ -86,6 +87,9 @@ def main(argv: list[str]) -> int:
         if any(key in trained["dataset"] for key in OWN):
             _refuse_changed(vault.data_of_best(), source, folder)
         _refuse_seen(source, experiment.source, folder)
+    if trained.get("weights") and trained["dataset"] != config["dataset"]:
+        begun = given(trained["weights"])  # which may have seen what the run has not
+        refuse_seen(begun, check(alone).parts["dataset"], experiment.source, data_root())
     with stop_requests(say_stopping, then="begins again") as stop:
         test = experiment.test
         scores = experiment.evaluate(meta, "test", test.tasks, test.steps, stop)

@@ -132,6 +132,8 @@ def test_what_cannot_be_begun_with_is_refused_in_a_line(
 def test_a_body_of_another_shape_is_refused_and_a_head_stays_random(
     pre: Path, outputs: Path, capsys: pytest.CaptureFixture[str]
 ):
+    with pytest.raises(ConfigError, match="name its run instead"):  # nobody could tell what it saw
+        tiny(f"weights={pre}/checkpoints/best.safetensors")
     with pytest.raises(ConfigError, match=r"not of model=mlp as it is set: body\S+ is \[8, 1\] "):
         tiny("weights=pre", "model.hidden=[9]")
     tensors = tiny("seed=7").problem.model.state_dict()
@@ -195,7 +197,7 @@ def images(outputs: Path) -> Callable[..., dict[str, Any]]:
 
 
 def test_weights_that_saw_what_is_tested_are_refused(
-    outputs: Path, images: Callable[..., dict[str, Any]]
+    outputs: Path, images: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ):
     assert run_job(images("algo=transfer"), outputs / "pre") == 0
     again = images("algo=transfer", "weights=pre")
@@ -204,6 +206,9 @@ def test_weights_that_saw_what_is_tested_are_refused(
         other = check(images(f"weights={word}", "dataset.split_seed=1"))
         with pytest.raises(ConfigError, match=r"of this test split's classes, \d "):
             assemble(other, outputs)
+    monkeypatch.setattr(evaluate_again, "_refuse_seen", lambda *_: None)  # of its own classes
+    with pytest.raises(ConfigError, match=r"weights: pre: of this test split's classes, \d "):
+        evaluate_again.main([str(outputs / "second"), "dataset.split_seed=1"])
     Image.new("L", (4, 4), 255).save(outputs / "images" / "class0" / "9.png")
     with pytest.raises(DataError, match="its images have changed since"):
         assemble(check(images("weights=pre", "dataset.rotations=none")), outputs)

@@ -17,7 +17,7 @@ from metarun.algorithms.parts.heads import (
     unit,
     with_head,
 )
-from metarun.algorithms.parts.lbfgs import minimise
+from metarun.algorithms.parts.lbfgs import Rows, minimise
 from metarun.algorithms.transfer import pretraining
 from metarun.inner import over_tasks
 from metarun.problem import Meta, Params, Problem
@@ -76,22 +76,23 @@ def logistic_regression(
     From rows z [T, S, W] and class ids y [T, S]; solved in double precision, from zero. No
     gradient flows back into the rows.
     """
-    count, rows, width = z.shape
+    count, size, width = z.shape
     double = z.detach().double()
     member = torch.nn.functional.one_hot(y, ways).double()
     strength = penalty.detach().double()
 
     def parts(point: Tensor) -> tuple[Tensor, Tensor]:
-        return point[:, : ways * width].view(count, ways, width), point[:, ways * width :]
+        return point[:, : ways * width].view(-1, ways, width), point[:, ways * width :]
 
-    def objective(point: Tensor) -> tuple[Tensor, Tensor]:
+    def objective(point: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         weight, bias = parts(point)
-        logits = double @ weight.mT + bias[:, None]
+        features, labels = double[rows], member[rows]
+        logits = features @ weight.mT + bias[:, None]
         scores = torch.log_softmax(logits, 2)
-        value = 0.5 * strength * weight.square().sum((1, 2)) - (member * scores).sum((1, 2))
-        apart = scores.exp() - member  # [T, S, N]
-        slope = (apart.mT @ double + strength * weight).flatten(1)
-        return value / rows, torch.cat([slope, apart.sum(1)], 1) / rows
+        value = 0.5 * strength * weight.square().sum((1, 2)) - (labels * scores).sum((1, 2))
+        apart = scores.exp() - labels  # [T, S, N]
+        slope = (apart.mT @ features + strength * weight).flatten(1)
+        return value / size, torch.cat([slope, apart.sum(1)], 1) / size
 
     start = double.new_zeros(count, ways * (width + 1))
     weight, bias = parts(minimise(objective, start, iterations, tolerance))

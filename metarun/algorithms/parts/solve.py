@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from metarun.algorithms.parts.lbfgs import iterates
+from metarun.algorithms.parts.lbfgs import Rows, iterates
 from metarun.algorithms.parts.rates import InnerRates
 from metarun.errors import ConfigError
 from metarun.inner import Learner, leaves, over_tasks
@@ -37,17 +37,18 @@ def searching(learner: Learner, rates: InnerRates) -> Learner:
         with torch.no_grad():
             params = learner.start(meta, support_x, support_y)
         names = [name for name in params if name in learner.adapted]
-        shapes = [params[name].shape for name in names]
-        loss = over_tasks(learner.loss, shared=1, count=len(support_x))
+        shapes = [params[name].shape[1:] for name in names]
 
         def at(point: Tensor) -> Params:
-            parts = point.split([shape[1:].numel() for shape in shapes], 1)
-            return {n: p.reshape(s) for n, p, s in zip(names, parts, shapes, strict=True)}
+            parts = point.split([shape.numel() for shape in shapes], 1)
+            return {n: p.reshape(-1, *s) for n, p, s in zip(names, parts, shapes, strict=True)}
 
-        def objective(point: Tensor) -> tuple[Tensor, Tensor]:
+        def objective(point: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
             there = leaves(at(point))
+            still = {name: value[rows] for name, value in params.items() if name not in there}
+            loss = over_tasks(learner.loss, shared=1, count=len(point))
             with torch.enable_grad():
-                losses = loss(meta, params | there, support_x, support_y)
+                losses = loss(meta, still | there, support_x[rows], support_y[rows])
                 slopes = torch.autograd.grad(losses.sum(), list(there.values()))
             return losses.detach(), torch.cat([slope.flatten(1) for slope in slopes], 1)
 

@@ -125,6 +125,11 @@ def check_estimator(
             "algo.estimator: an implicit gradient is of a solution that is pulled to its start; "
             "set algo.proximal above 0 (2.0 is iMAML's), or use adjoint"
         )
+    if isinstance(estimator, Implicit) and (estimator.solver, estimator.iterations) == ("cg", 0):
+        raise ConfigError(
+            "algo.estimator: {solver: cg, iterations: 0} solves nothing, and its gradient is zero; "
+            "use 1 or more iterations, or first_order"
+        )
     if estimator == "unrolled":
         refuse_rounding(problem.precision, "algo.estimator=unrolled")
     if isinstance(estimator, Evolution):

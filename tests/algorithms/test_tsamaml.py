@@ -91,6 +91,22 @@ def test_new_starts_are_of_the_weights_after_all_cluster_steps(on_what: str) -> 
             torch.testing.assert_close(value[0], ends[name].mean(0))
 
 
+@pytest.mark.parametrize("on_what", ["body", "features"])
+def test_a_task_that_diverges_is_not_clustered(on_what: str) -> None:
+    on, tasks = regression(), two_levels()
+    steep = tasks.support_y.clone()
+    steep[3] = 1e200
+    algorithm = tsamaml(on, **{**TSA, "cluster_on": on_what})
+    meta = begin(algorithm, on)
+    others = torch.arange(12) != 3
+    expected = turned(algorithm, meta, tasks[others])
+    found = turned(algorithm, meta, replace(tasks, support_y=steep))
+    assert distance(found, expected) < 1e-12
+    hopeless = replace(tasks, support_y=torch.full_like(steep, 1e200))
+    starts = turned(algorithm, meta, hopeless)["starts"]
+    assert all(value.isnan().any() for value in starts.values())
+
+
 def test_fewer_tasks_than_starts_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"algo\.tasks: 1 tasks cannot fill algo\.starts=2"):
         tsamaml(regression(), **{**TSA, "tasks": 1})

@@ -78,7 +78,8 @@ def estimate(
     if weights is not None and isinstance(estimator, Evolution | Implicit):
         raise ConfigError(
             "algo.estimator: evolution strategies and implicit gradients ask the query at the end "
-            "of the inner loop alone, and losses of every step are wanted; use adjoint"
+            "of the inner loop alone, and losses of every step are wanted; use adjoint, or "
+            "algo.multi_step_until=0"
         )
     if learner.path is not None and not isinstance(estimator, Evolution | Implicit):
         raise ConfigError(

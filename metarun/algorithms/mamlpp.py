@@ -16,7 +16,7 @@ from metarun.algorithms.parts.rates import (
     initial_rates,
     learned_descent,
 )
-from metarun.gradients.estimators import Exact, check_estimator, estimate
+from metarun.gradients.estimators import Evolution, Exact, Truncated, estimate, is_exact
 from metarun.gradients.metagradient import MetaGradient
 from metarun.models.net import norm_parameters
 from metarun.problem import Meta, Params, Problem
@@ -31,7 +31,7 @@ def mamlpp(
     *,
     inner_lr: Rate,
     steps: Count,
-    estimator: Exact | Literal["first_order"],
+    estimator: Exact | Literal["first_order"] | Truncated | Evolution,
     rates: Rates,
     per_step: bool,
     transform: Transform,
@@ -78,8 +78,10 @@ def mamlpp(
             weights = step_weights(steps, step / multi_step_until)
         return estimate(way, problem, learner, steps, weights)(meta, tasks, step)
 
-    check_estimator(estimator, steps, problem)
-    exact = estimator != "first_order" and not first_order_until
+    # What cannot be is refused here, before training begins.
+    early = step_weights(steps, 0.0) if multi_step_until and steps else None
+    estimate(estimator, problem, learner, steps, early)
+    exact = is_exact(estimator) and not first_order_until
     return MetaAlgorithm(init, adapting(learner), meta_grad, exact=exact)
 
 

@@ -60,7 +60,7 @@ def reptile(
         params = {n: v.detach() for n, v in plain_start(meta, x, y).items()}
         names = [n for n in params if n in problem.model.adapted]
         past = meta.get("squares", {n: torch.zeros_like(v) for n, v in meta["params"].items()})
-        before = meta["clock"]["steps"] if optimizer == "adam" else torch.zeros(()).to(x.device)
+        before = meta["clock"]["steps"] if optimizer == "adam" else x.new_zeros(())
         squares = {} if optimizer == "sgd" else {n: past[n].expand_as(params[n]) for n in names}
         yield _Point(params, squares)
         loss = over_tasks(problem.loss, shared=0, count=count)

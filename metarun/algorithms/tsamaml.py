@@ -51,7 +51,7 @@ def tsamaml(
     weights are a new start; from then on a task first adapts from the first start, which stays as
     it is, and then from the start whose group is nearest. They cluster all weights; a head's
     depend on the order of the labels, so `body` leaves it out, and `features` takes the support's
-    mean features under the first start instead.
+    mean features under the first start instead. Tasks whose weights diverge are not clustered.
 
     Raises:
         ConfigError: fewer tasks than starts.
@@ -115,11 +115,14 @@ def tsamaml(
             for some in chunks:
                 found.append(fitted(meta, some.support_x, some.support_y))
                 rows.append(described(meta, found[-1], some.support_x))
-            groups = kmeans(torch.cat(rows), starts)
+            kept = torch.cat([_finite(params) for params in found])
+            if kept.sum() < starts:  # nothing to cluster: the next meta-step says that it diverged
+                kept = torch.ones_like(kept)
+            groups = kmeans(torch.cat(rows)[kept], starts)
             members = [groups.labels == m for m in range(starts)]
             means: Params = {}
             for name in meta["starts"]:
-                values = torch.cat([params[name] for params in found])
+                values = torch.cat([params[name] for params in found])[kept]
                 means[name] = torch.stack([values[those].mean(0) for those in members])
         state = {"centre": groups.centres, "formed": torch.ones_like(meta["clusters"]["formed"])}
         return {"starts": means, "clusters": state}
@@ -141,3 +144,8 @@ def tsamaml(
         each=each,
         turn=Turn(warm_up, tasks, form),
     )
+
+
+def _finite(params: Params) -> Tensor:
+    """Tell for each task whether all of its parameters are finite, [T]."""
+    return torch.stack([value.flatten(1).isfinite().all(1) for value in params.values()]).all(0)

@@ -78,7 +78,8 @@ def estimate(
     if weights is not None and isinstance(estimator, Evolution | Implicit):
         raise ConfigError(
             "algo.estimator: evolution strategies and implicit gradients ask the query at the end "
-            "of the inner loop alone, and losses of every step are wanted; use adjoint"
+            "of the inner loop alone, and losses of every step are wanted; use adjoint, or "
+            "algo.multi_step_until=0"
         )
     if learner.path is not None and not isinstance(estimator, Evolution | Implicit):
         raise ConfigError(
@@ -124,6 +125,11 @@ def check_estimator(
         raise ConfigError(
             "algo.estimator: an implicit gradient is of a solution that is pulled to its start; "
             "set algo.proximal above 0 (2.0 is iMAML's), or use adjoint"
+        )
+    if isinstance(estimator, Implicit) and (estimator.solver, estimator.iterations) == ("cg", 0):
+        raise ConfigError(
+            "algo.estimator: {solver: cg, iterations: 0} solves nothing, and its gradient is zero; "
+            "use 1 or more iterations, or first_order"
         )
     if estimator == "unrolled":
         refuse_rounding(problem.precision, "algo.estimator=unrolled")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metarun.gradients.metagradient import MetaGrad, MetaGradient, MetaSum, query_losses
 from metarun.inner import Learner, adapt
-from metarun.problem import Meta, Problem
+from metarun.problem import Meta, Params, Problem
 from metarun.tasks import Tasks
 
 
@@ -26,21 +26,27 @@ def evolution(
     same in any chunk and any order. The relative error is about sqrt(numbers / (tasks * pairs)).
     """
 
-    def objective(meta: Meta, task: Tasks) -> Tensor:
-        support = (task.support_x, task.support_y)
-        params = deque(adapt(learner, meta, *support, steps), maxlen=1)[0]
+    def objective(meta: Meta, task: Tasks, place: int) -> Tensor:
+        def start(meta: Meta, x: Tensor, y: Tensor) -> Params:
+            # One that was chosen for the whole batch, and handed in, is of all its tasks.
+            first = learner.start(meta, x, y).items()
+            return {n: v if len(v) == 1 else v[place : place + 1] for n, v in first}
+
+        alone, support = learner._replace(start=start), (task.support_x, task.support_y)
+        params = deque(adapt(alone, meta, *support, steps), maxlen=1)[0]
         with torch.no_grad():
             return query_losses(problem, params, task)
 
     def meta_grad(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
         meta = {group: {n: v.detach() for n, v in params.items()} for group, params in meta.items()}
         total, losses = MetaSum(meta), list[Tensor]()
-        for task in tasks.chunks(1):
-            losses.append(objective(meta, task))
+        for place, task in enumerate(tasks.chunks(1)):
+            losses.append(objective(meta, task, place))
             generator = torch.Generator().manual_seed(_task_seed(task, step))
             for _ in range(pairs):
                 noise = [_normal(leaf, generator) for leaf in total.leaves]
-                up, down = (objective(total.moved(noise, by), task) for by in (sigma, -sigma))
+                pair = [total.moved(noise, by) for by in (sigma, -sigma)]
+                up, down = (objective(there, task, place) for there in pair)
                 weight = (up - down) / (2 * sigma * pairs * len(tasks))
                 total.add([weight * part for part in noise])
         return MetaGradient(total.gradient(), torch.cat(losses))

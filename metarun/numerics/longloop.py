@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from metarun.algorithms.base import MetaAlgorithm
+from metarun.algorithms.parts.masks import moved
 from metarun.errors import ConfigError
 from metarun.gradients.metagradient import MetaGradient, pull_back, query_losses
 from metarun.inner import leaves, over_tasks
@@ -30,10 +31,10 @@ def observed(
 
     A task's `gradient_ratio` is the norm of its meta-gradient over that of v, its
     `cosine_first_order` their cosine, both over the shared start; `curvature_start` and
-    `curvature_end` are the inner rate times the eigenvalue of the support loss's Hessian that is
-    largest in size, by power iterations, before and after the inner loop. The algorithm's
-    settings `values` give the rate and the steps. The gradient itself stays as it was; tasks are
-    taken one at a time.
+    `curvature_end` are the inner rate times the eigenvalue of the support loss's Hessian, over
+    what is adapted, that is largest in size, by power iterations, before and after the inner loop.
+    The algorithm's settings `values` give the rate, the steps and the mask of what is adapted.
+    The gradient itself stays as it was; tasks are taken one at a time.
 
     Raises:
         ConfigError: nothing is trained by an inner loop of such settings.
@@ -45,10 +46,12 @@ def observed(
             "to look into; leave it false"
         )
     inner_lr, steps = float(values["inner_lr"]), int(values["steps"])
+    adapted = moved("algo.adapt", values.get("adapt", "all"), problem)
 
     def one(meta: Meta, task: Tasks, step: int) -> MetaGradient:
         found = meta_grad(meta, task, step)
-        figures = look(problem, algorithm, meta, task, steps, found.gradient.get("params", {}))
+        shared = found.gradient.get("params", {})
+        figures = look(problem, algorithm, meta, task, steps, shared, adapted)
         for place in ("start", "end"):
             figures[f"curvature_{place}"] = inner_lr * figures[f"curvature_{place}"]
         return found._replace(figures={**found.figures, **figures})
@@ -66,8 +69,12 @@ def look(
     task: Tasks,
     steps: int,
     gradient: Params,
+    adapted: frozenset[str],
 ) -> dict[str, Tensor]:
-    """Return the figures of one task, each [1], whose meta-gradient on the start is given."""
+    """Return the figures of one task, each [1], whose meta-gradient on the start is given.
+
+    `adapted` names what its inner loop moves.
+    """
     path = list(algorithm.adapt(meta, task.support_x, task.support_y, steps))
     end = leaves(path[-1])
     with torch.enable_grad():
@@ -81,19 +88,23 @@ def look(
         figures["gradient_ratio"] = (found.norm() / first.norm())[None]
         figures["cosine_first_order"] = (found @ first / (found.norm() * first.norm()))[None]
     for place, params in (("start", path[0]), ("end", path[-1])):
-        figures[f"curvature_{place}"] = largest_curvature(problem, params, task)[None]
+        figures[f"curvature_{place}"] = largest_curvature(problem, params, adapted, task)[None]
     return figures
 
 
 def largest_curvature(
-    problem: Problem, params: Params, task: Tasks, iterations: int = POWER_STEPS
+    problem: Problem,
+    params: Params,
+    adapted: frozenset[str],
+    task: Tasks,
+    iterations: int = POWER_STEPS,
 ) -> Tensor:
-    """Return the support Hessian's eigenvalue of largest size over what the task adapts, a scalar.
+    """Return the support Hessian's eigenvalue of largest size over what is adapted, a scalar.
 
     The Rayleigh quotient after power iterations from a fixed start; it errs towards zero.
     """
     there = leaves(params)
-    names = [n for n in there if n in problem.model.adapted]
+    names = [n for n in there if n in adapted]
     wanted = [there[n] for n in names]
     with torch.enable_grad():
         loss = over_tasks(problem.loss, shared=0, count=1)(there, task.support_x, task.support_y)

@@ -66,11 +66,13 @@ def regret(scores: Scores, step: int) -> dict[str, float]:
     """Return how much worse the chosen start is than the one that the query would choose.
 
     The query's choice is no method, only a bound: `best_start` is its score, `any_start` that of
-    a choice at random. For a mixture the chosen start is the one that counts most.
+    a choice at random. For a mixture the chosen start is the one that counts most. A start from
+    which a task diverges is infinitely bad for it.
     """
     assert scores.by_start is not None
     assert scores.assignment is not None
     table = scores.by_start[:, :, step]  # [T, M]
+    table = table.masked_fill(table.isnan(), float("inf"))  # an accuracy is always a number
     best = table.amin(1) if scores.metric == "mse" else table.amax(1)
     own = table.gather(1, scores.assignment[:, None])[:, 0]
     return {

@@ -30,7 +30,7 @@ IDLE = (
     Idle("algo.folds", 2, "algo.assign", ("holdout",)),
     Idle("algo.score", "after", "algo.weights", ("em",)),
     Idle("algo.width", 40, "algo.weights", ("gate",)),
-    Idle("algo.cluster_steps", 20, "algo.cluster_on", ("body",)),
+    Idle("algo.scale", 10.0, "algo.distance", ("cosine",)),
     Idle("algo.beta2", 0.999, "algo.optimizer", ("adam", "adam_fresh")),
     Idle("algo.rank", 4, "algo.kind", ("lora",)),
 )

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from cases import CASES, Case
 from oracles import DOUBLE, SMOOTH, Quadratic, distance, image_tasks, maml, norm, problem
 from oracles import quadratic_tasks as quadratic
 from torch import Tensor
@@ -53,6 +54,25 @@ def test_noise_depends_on_step_and_task_and_on_no_global_state() -> None:
     whole = grad(META, TASKS, 0)
     for name, value in whole.gradient["params"].items():
         torch.testing.assert_close(chunked.gradient["params"][name], value, rtol=1e-12, atol=1e-14)
+
+
+BY_CHOICE = ("clustered", "multi_maml", "mixture-em", "mixture-em-start", "mixture-gate", "tsamaml")
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.name in BY_CHOICE], ids=lambda c: c.name)
+def test_a_start_that_is_chosen_for_a_batch_goes_to_its_own_task(case: Case) -> None:
+    """All tasks at once, whose starts are chosen together, are what each is alone."""
+    noisy, plain = (
+        case.factory(ON, **{**case.settings, "estimator": estimator})
+        for estimator in (Evolution(pairs=2, sigma=0.1), "adjoint")
+    )
+    meta = map_meta(lambda v: v.to(DOUBLE), noisy.init((noisy.problem or ON).initial()))
+    if noisy.turn is not None:
+        meta |= noisy.turn.change(meta, [image_tasks("mlp", 8)])
+    found = noisy.meta_grad(meta, TASKS, 0)
+    alone, _ = in_chunks(noisy.meta_grad, meta, TASKS, 0, 1)
+    assert distance(found.gradient, alone.gradient) < 1e-12
+    torch.testing.assert_close(found.losses, plain.meta_grad(meta, TASKS, 0).losses)
 
 
 def test_no_derivative_of_the_inner_loop_is_needed() -> None:

@@ -45,9 +45,13 @@ def test_an_outer_rate_of_one_on_one_task_ends_where_its_training_ends(optimizer
         torch.testing.assert_close(value, trained[name][0], rtol=1e-14, atol=1e-15)
 
 
-def test_the_squares_of_adam_are_those_of_torch_carried_from_task_to_task() -> None:
-    """With one task a meta-step and whole batches, as one optimiser over all tasks has them."""
-    algorithm = reptile(ON, **{**WALK, "batch": 100}, optimizer="adam")
+@pytest.mark.parametrize("optimizer", ["adam", "adam_fresh"])
+def test_the_squares_of_adam_are_those_of_torch_carried_from_task_to_task(optimizer: str) -> None:
+    """With one task a meta-step and whole batches, as one optimiser over all tasks has them.
+
+    Fresh ones are those of an optimiser for each task.
+    """
+    algorithm = reptile(ON, **{**WALK, "batch": 100}, optimizer=optimizer)
     meta = start(algorithm)
     names = list(meta["params"])
     values = [meta["params"][name].clone().requires_grad_() for name in names]
@@ -58,6 +62,8 @@ def test_the_squares_of_adam_are_those_of_torch_carried_from_task_to_task() -> N
         with torch.no_grad():
             for value, name in zip(values, names, strict=True):
                 value.copy_(meta["params"][name])
+        if optimizer == "adam_fresh":
+            adam.state.clear()
         for _ in range(WALK["steps"]):
             adam.zero_grad()
             loss = ON.loss(

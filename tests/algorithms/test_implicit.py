@@ -19,6 +19,7 @@ from torch import Tensor
 
 from metarun.algorithms.base import MetaAlgorithm, plain_start
 from metarun.config import check, compose_job
+from metarun.errors import ConfigError
 from metarun.gradients.implicit import conjugate_gradient, implicit
 from metarun.inner import Learner, gradient_descent
 
@@ -94,6 +95,12 @@ def test_neumann_series(terms: int) -> None:
         for t in range(len(TASKS))
     )
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_conjugate_gradient_without_an_iteration_is_refused() -> None:
+    """Its first iterate is zero: training would take all its meta-steps and move nothing."""
+    with pytest.raises(ConfigError, match=r"\{solver: cg, iterations: 0\} solves nothing"):
+        imaml(PROBLEM, **{**IMPLICIT, "iterations": 0})
 
 
 def test_the_neumann_series_converges_by_the_hessian_over_the_strength_a_term() -> None:

@@ -70,9 +70,27 @@ def test_figures_of_an_algorithm_s_own_are_kept() -> None:
 def test_power_iterations_find_the_largest_curvature_and_its_sign(sign: float) -> None:
     one = TASKS[:1]
     bent = type(one)(sign * one.support_x, *(getattr(one, n) for n in one.__slots__[1:]))
-    found = largest_curvature(PROBLEM, {"phi": META["params"]["phi"][None]}, bent, 300)
+    there = {"phi": META["params"]["phi"][None]}
+    found = largest_curvature(PROBLEM, there, PROBLEM.model.adapted, bent, 300)
     expected = sign * torch.linalg.eigvalsh(one.support_x[0])[-1]
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=0.0)
+
+
+def test_the_curvature_is_of_what_the_inner_loop_moves() -> None:
+    """Of ANIL's head alone, whose Hessian on features z is 2 z'z / S; a body bends far more."""
+    words = ("outer.diagnose=true", "hardware.dtype=float64", "algo.steps=2")
+    experiment, whole = (tiny(*words, f"algo={algo}") for algo in ("anil", "maml"))
+    meta, tasks = experiment.initial(), experiment.batch(0)
+    figures, others = (e.algorithm.meta_grad(meta, tasks, 0).figures for e in (experiment, whole))
+    for t in range(len(tasks)):
+        x = tasks.support_x[t]
+        z = experiment.problem.features(meta["params"], x)
+        z = torch.cat([z, torch.ones_like(z[:, :1])], 1)
+        largest = 0.01 * torch.linalg.eigvalsh(2 * z.T @ z / len(z))[-1]
+        for place in ("start", "end"):  # the body, and with it the Hessian, stays
+            found = figures[f"curvature_{place}"][t]
+            assert 0.9 * largest < found <= (1 + 1e-12) * largest
+        assert others["curvature_start"][t] > 1.2 * largest
 
 
 LONG = ("task.shots=20", "outer.batch=6", "hardware.dtype=float64", "model.hidden=[40,40]")

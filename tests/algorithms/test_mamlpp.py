@@ -9,7 +9,8 @@ from oracles import PLAIN, distance, finite_difference, image_tasks, maml, norm,
 from metarun.algorithms.base import plain_learner
 from metarun.algorithms.mamlpp import mamlpp, step_weights
 from metarun.config import compose_job
-from metarun.gradients.estimators import estimate
+from metarun.errors import ConfigError
+from metarun.gradients.estimators import Estimator, Evolution, Truncated, estimate
 from metarun.gradients.metagradient import query_losses
 from metarun.inner import gradient_descent
 from metarun.problem import Meta
@@ -24,8 +25,13 @@ def found(algorithm, step: int = 0, meta: Meta | None = None):
     return algorithm.meta_grad(meta or algorithm.init(ON.initial()), TASKS, step)
 
 
-@pytest.mark.parametrize("estimator", ["adjoint", "recompute", "unrolled", "first_order"])
-def test_all_switches_off_is_maml_bit_for_bit(estimator: str) -> None:
+LAST, NOISY = Truncated(last=2), Evolution(pairs=1, sigma=0.1)
+
+
+@pytest.mark.parametrize(
+    "estimator", ["adjoint", "recompute", "unrolled", "first_order", LAST, NOISY], ids=str
+)
+def test_all_switches_off_is_maml_bit_for_bit(estimator: Estimator) -> None:
     settings = {**PARTS, "estimator": estimator}
     ours, theirs = found(mamlpp(ON, **settings, **RATES, **OFF)), found(maml(ON, **settings))
     assert torch.equal(ours.losses, theirs.losses)
@@ -62,6 +68,24 @@ def test_the_multi_step_loss_is_the_weighted_sum_of_shorter_loops(estimator: str
         assert torch.equal(whole.figures["final_loss"], parts[-1].losses)
     after = found(algorithm, 10)
     assert distance(after.gradient, found(maml(ON, **settings)).gradient) == 0.0
+
+
+def test_truncation_leaves_early_losses_no_exact_step() -> None:
+    """Of three steps the last is exact: the other two losses come before it."""
+    settings = {**PARTS, "estimator": Truncated(last=1)}
+    whole = found(mamlpp(ON, **settings, **RATES, **{**OFF, "multi_step_until": 10}), 4)
+    first = {**PARTS, "estimator": "first_order"}
+    parts = [found(maml(ON, **{**first, "steps": k})) for k in (1, 2)] + [
+        found(maml(ON, **settings))
+    ]
+    weighed = list(zip(step_weights(3, 0.4), parts, strict=True))
+    expected = {n: sum(w * p.gradient["params"][n] for w, p in weighed) for n in ON.initial()}
+    assert distance(whole.gradient, {"params": expected}) < 1e-12
+
+
+def test_noise_asks_at_the_end_alone_and_cannot_be_weighed() -> None:
+    with pytest.raises(ConfigError, match=r"every step are wanted; use adjoint, or algo\.multi_s"):
+        mamlpp(ON, **{**PARTS, "estimator": NOISY}, **RATES, **{**OFF, "multi_step_until": 1})
 
 
 def test_all_weight_on_the_last_step_is_maml() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from oracles import CONV, SMOOTH, distance, image_tasks, maml, problem
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from metarun.algorithms.base import plain_learner
@@ -12,6 +13,7 @@ from metarun.algorithms.parts.masks import matched
 from metarun.errors import ConfigError
 from metarun.gradients.estimators import estimate
 from metarun.models.conv4 import conv4
+from metarun.models.net import Net
 from metarun.problem import Meta, Problem
 from metarun.tasks import Tasks
 
@@ -37,6 +39,32 @@ LAST = ["body.blocks.3.conv.weight", "body.blocks.3.conv.bias"]
 )
 def test_a_mask_matches_its_parameters(model: str, mask: str, names: list[str]) -> None:
     assert matched("algo.adapt", mask, problem(model)) == set(names)
+
+
+class Two(nn.Module):
+    """Layers that have names of their own, of which no inner part has a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.top = nn.Linear(4, 5), nn.Sequential()
+        self.top.add_module("mix", nn.Linear(5, 6))
+
+
+@pytest.mark.parametrize(
+    ("body", "last"),
+    [
+        (nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 6)), "body.2."),
+        (nn.ModuleDict({"net": nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 6))}), "body.net.1."),
+        (Two(), "body.top.mix."),
+        (nn.Linear(4, 6), "body."),
+        (nn.Flatten(), "nothing"),
+    ],
+)
+def test_the_last_block_of_a_model_of_one_s_own_is_found(body: nn.Module, last: str) -> None:
+    own = Net(body, 6, 3, norm="none", bn_mode="transductive", adapt_norm=True)
+    on = Problem(own, "classification")
+    wanted = {name for name in on.initial() if name.startswith((last, "head."))}
+    assert matched("algo.adapt", "last_block", on) == wanted
 
 
 def test_body_and_head_are_all() -> None:

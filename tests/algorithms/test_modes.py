@@ -81,6 +81,11 @@ def test_regret_and_confusion_are_counted() -> None:
     assert found["effective"] == pytest.approx(1.0)
     right = replace(scores, metric="accuracy", values=1 - values / 10, by_start=1 - by_start / 10)
     assert families(right, ("a", "b"), 1)["regret"] == pytest.approx(0.2)
+    lost = by_start.double()
+    lost[0, 1, 1] = math.nan  # from the start that no task chose, one diverges
+    found = families(replace(scores, by_start=lost), ("a", "b"), 1)
+    assert (found["regret"], found["best_start"]) == (pytest.approx(2.0), pytest.approx(1.5))
+    assert found["any_start"] == math.inf
 
 
 def test_each_family_has_an_interval_of_its_own() -> None:

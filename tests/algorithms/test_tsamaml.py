@@ -12,6 +12,7 @@ from torch import Tensor
 
 from metarun.algorithms.parts.kmeans import kmeans
 from metarun.algorithms.tsamaml import tsamaml
+from metarun.config import check, compose_job
 from metarun.errors import ConfigError
 from metarun.report.statistics import ari
 
@@ -72,6 +73,38 @@ def test_tsamaml_begins_as_maml_and_then_parts_the_families(on_what: str) -> Non
         alone = parent.meta_grad(own, tasks[chosen == m], 0).gradient
         shared = {n: 2 * v[m] for n, v in found.gradient["starts"].items()}
         assert distance({"params": shared}, alone) < 1e-12
+
+
+@pytest.mark.parametrize("on_what", ["body", "features"])
+def test_new_starts_are_of_the_weights_after_all_cluster_steps(on_what: str) -> None:
+    """Whatever the tasks are clustered by; so both are composed with any number of them."""
+    on, tasks = regression(), two_levels()
+    for steps in (1, 9):
+        words = ["algo=tsamaml", f"algo.cluster_on={on_what}", f"algo.cluster_steps={steps}"]
+        part = check(compose_job(["dataset=sinusoid", *words])).parts["algo"]
+        chosen = {name: part.values[name] for name in ("cluster_on", "cluster_steps")}
+        algorithm = tsamaml(on, **{**TSA, **chosen, "starts": 1})
+        meta = begin(algorithm, on)
+        found = turned(algorithm, meta, tasks)["starts"]
+        ends = last(maml(on, **PLAIN), {"params": meta["params"]}, tasks, steps)
+        for name, value in found.items():
+            torch.testing.assert_close(value[0], ends[name].mean(0))
+
+
+@pytest.mark.parametrize("on_what", ["body", "features"])
+def test_a_task_that_diverges_is_not_clustered(on_what: str) -> None:
+    on, tasks = regression(), two_levels()
+    steep = tasks.support_y.clone()
+    steep[3] = 1e200
+    algorithm = tsamaml(on, **{**TSA, "cluster_on": on_what})
+    meta = begin(algorithm, on)
+    others = torch.arange(12) != 3
+    expected = turned(algorithm, meta, tasks[others])
+    found = turned(algorithm, meta, replace(tasks, support_y=steep))
+    assert distance(found, expected) < 1e-12
+    hopeless = replace(tasks, support_y=torch.full_like(steep, 1e200))
+    starts = turned(algorithm, meta, hopeless)["starts"]
+    assert all(value.isnan().any() for value in starts.values())
 
 
 def test_fewer_tasks_than_starts_are_refused() -> None:

@@ -140,9 +140,9 @@ CASES = {
         (*REGRESSION, "algo=mixture", "algo.weights=gate", "algo.score=before"),
         ("algo.score: before does nothing with algo.weights=gate; set algo.score=after, or ",),
     ),
-    "steps-of-no-bodies": Case(
-        (*REGRESSION, "algo=tsamaml", "algo.cluster_on=features", "algo.cluster_steps=9"),
-        ("algo.cluster_steps: 9 does nothing with algo.cluster_on=features",),
+    "scale-of-no-cosines": Case(
+        (*FOLDER, "task.ways=2", "algo=protonet", "algo.scale=5"),
+        ("algo.scale: 5 does nothing with algo.distance=euclidean; set algo.scale=10, or ",),
     ),
     "squares-of-descent": Case(
         (*REGRESSION, "algo=reptile", "algo.optimizer=sgd", "algo.beta2=0.9"),

@@ -74,10 +74,21 @@ def _part(part: str, problem: Problem) -> set[str]:
             return {name for name in names if name.rpartition(".")[2].startswith(ADAPTER)}
         case "last_block":
             body = [name.split(".") for name in names if name.startswith("body.")]
-            last = {".".join(path) for path in body if path[2] == body[-1][2]}
-            return last | _part("head", problem)
+            return _last(body) | _part("head", problem)
         case _:
             return {name for name in names if name.startswith(f"{part}.")}
+
+
+def _last(paths: list[list[str]]) -> set[str]:
+    """Return the names in the last block: what bears its number, or the last layer's if none does.
+
+    Blocks are numbered in one list, or in several side by side (linears.1 and norms.1).
+    """
+    if not paths:
+        return set()
+    end = paths[-1]
+    at = next((i for i, part in enumerate(end) if part.isdigit()), len(end) - 2)
+    return {".".join(path) for path in paths if path[at : at + 1] == end[at : at + 1]}
 
 
 def _like(pattern: str, problem: Problem) -> set[str]:

@@ -126,32 +126,36 @@ class Chosen:
 
     rates: dict[str, float]
     steps: int
-    goodness: float
+    scores: Scores
+
+    @property
+    def goodness(self) -> float:
+        """Return the validation mean, its sign turned so that more is better."""
+        return self.scores.goodness(self.steps)
+
+    def refuse_infinite(self) -> None:
+        """Raise DivergedError where the best is no number."""
+        if not isfinite(self.goodness):
+            raise DivergedError(
+                "diverged: after no number of inner steps is the validation score finite; "
+                f"{SMALLER}"
+            )
 
 
 def choose(
     algorithm: MetaAlgorithm, meta: Meta, validate: Callable[[Meta], Scores]
 ) -> tuple[Chosen, Meta]:
-    """Try every combination of the algorithm's tuned rates; return the best and its meta.
-
-    Raises:
-        DivergedError: none has a finite score.
-    """
+    """Try every combination of the algorithm's tuned rates; return the best and its meta."""
     names = list(algorithm.tuned)
     best: tuple[Chosen, Meta] | None = None
     for values in product(*algorithm.tuned.values()):
         rates = dict(zip(names, values, strict=True))
         candidate = with_rates(meta, rates)
         scores = validate(candidate)
-        step = scores.best_step()
-        chosen = Chosen(rates, step, scores.goodness(step))
+        chosen = Chosen(rates, scores.best_step(), scores)
         if best is None or chosen.goodness > best[0].goodness:
             best = chosen, candidate
     assert best is not None  # the product of no rates is one empty combination
-    if not isfinite(best[0].goodness):
-        raise DivergedError(
-            f"diverged: after no number of inner steps is the validation score finite; {SMALLER}"
-        )
     return best
 
 

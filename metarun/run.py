@@ -17,18 +17,17 @@ from metarun.engine.batching import settle
 from metarun.engine.cost import flops_per_meta_step
 from metarun.engine.crew import crew
 from metarun.errors import ConfigError, DivergedError, MetarunError
-from metarun.evaluate import SMALLER, Scores, choose
+from metarun.evaluate import SMALLER, Scores
 from metarun.files import folder_lock, prepare_folder, write_atomic
 from metarun.numerics.chunks import memory_told
 from metarun.outcome import outcome, outcome_file, score_file, versions
 from metarun.paths import config_digest, refuse_other_run
-from metarun.problem import Meta
 from metarun.records import Records, masked, merged, read
 from metarun.report import plots
 from metarun.settings import yamlfile
 from metarun.signals import Stop, nothing_to_save, say_stopping, stop_requests
 from metarun.state import State, Vault
-from metarun.train import train
+from metarun.train import train, validated
 from metarun.weights import random_head
 
 DONE = "done"
@@ -125,14 +124,8 @@ class _Run:
             state = train(experiment, state, self, self.stop, flops, helpers)
         _tell_lost(state)
         meta = self.vault.best() if experiment.algorithm.meta_grad else state.meta
-        settings = experiment.validation
-
-        def validate(candidate: Meta) -> Scores:
-            return experiment.evaluate(
-                candidate, "validation", settings.tasks, settings.steps, self.stop, state.chunk
-            )
-
-        chosen, meta = choose(experiment.algorithm, meta, validate)
+        chosen, meta = validated(experiment, meta, self.stop, state.chunk)
+        chosen.refuse_infinite()
         test = experiment.test
         scores = experiment.evaluate(meta, "test", test.tasks, test.steps, self.stop, state.chunk)
         state.meta = meta

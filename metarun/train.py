@@ -12,10 +12,11 @@ from metarun.algorithms.base import Turn
 from metarun.assemble import Experiment
 from metarun.engine.crew import Crew
 from metarun.engine.metastep import MetaSteps
-from metarun.evaluate import Scores
+from metarun.evaluate import Chosen, Scores, choose
 from metarun.gradients.metagradient import MetaGradient
 from metarun.numerics.chunks import turned
 from metarun.numerics.outer import OuterOptimizer
+from metarun.problem import Meta
 from metarun.report.clusters import agreement
 from metarun.signals import Stop, nothing_to_save
 from metarun.state import State
@@ -111,20 +112,32 @@ def spent(experiment: Experiment, state: State, flops_a_step: float) -> float:
     return used[experiment.budget.unit] / experiment.budget.total
 
 
-def validate(experiment: Experiment, state: State, log: Log, stop: Stop) -> Scores:
-    """Score the fixed validation tasks; keep the meta-parameters when they are the best so far."""
-    settings = experiment.validation
-    scores = experiment.evaluate(
-        state.meta, "validation", settings.tasks, settings.steps, stop, state.chunk
-    )
+def validate(experiment: Experiment, state: State, log: Log, stop: Stop) -> None:
+    """Score the fixed validation tasks; keep the meta-parameters when they are the best so far.
+
+    As they would be used: with the rates that suit them best, where these are chosen at the end.
+    """
+    chosen, _ = validated(experiment, state.meta, stop, state.chunk)
     state.validated = state.step
-    step = scores.best_step()
-    log.record("validate", state.step, summary(scores, step) | agreement(scores))
-    goodness = scores.goodness(step)
-    if state.best is None or goodness > state.best:
-        state.best = goodness
+    scores, rates = chosen.scores, {"rates": chosen.rates} if chosen.rates else {}
+    log.record("validate", state.step, summary(scores, chosen.steps) | agreement(scores) | rates)
+    if state.best is None or chosen.goodness > state.best:
+        state.best = chosen.goodness
         log.save_best(state)
-    return scores
+
+
+def validated(
+    experiment: Experiment, meta: Meta, stop: Stop, chunk: int | None
+) -> tuple[Chosen, Meta]:
+    """Return what validation tasks decide for these meta-parameters, and these with its rates."""
+    settings = experiment.validation
+
+    def scored(candidate: Meta) -> Scores:
+        return experiment.evaluate(
+            candidate, "validation", settings.tasks, settings.steps, stop, chunk
+        )
+
+    return choose(experiment.algorithm, meta, scored)
 
 
 def summary(scores: Scores, step: int) -> dict[str, Any]:

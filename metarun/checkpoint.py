@@ -49,6 +49,11 @@ def step_name(step: int) -> str:
     return f"step-{step:09d}"
 
 
+def best(run: Path) -> Path:
+    """Return where a run's folder has the best of its meta-parameters on validation."""
+    return run / "checkpoints" / f"{BEST}{SUFFIX}"
+
+
 def save(
     folder: Path, name: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], keep: int
 ) -> Saved:

@@ -93,17 +93,12 @@ class Vault:
         Raises:
             CheckpointError: missing, damaged, or written by another configuration or version.
         """
-        tensors, meta = checkpoint.load(self._best(), self.experiment.hardware.device)
+        tensors, meta = checkpoint.load(
+            checkpoint.best(self.folder.parent), self.experiment.hardware.device
+        )
         checkpoint.check_config(meta, self.digest, self.config)
         dtype = self.experiment.hardware.dtype  # an evaluation's need not be training's
         return map_meta(lambda v: v.to(dtype) if v.is_floating_point() else v, self._meta(tensors))
-
-    def data_of_best(self) -> Mapping[str, str]:
-        """Return the fingerprint of the data that the best was trained and chosen on."""
-        return checkpoint.load(self._best())[1].get("data") or {}
-
-    def _best(self) -> Path:
-        return self.folder / f"{checkpoint.BEST}{checkpoint.SUFFIX}"
 
     def _meta(self, tensors: Mapping[str, Tensor]) -> Meta:
         """Return a checkpoint's meta-parameters, where they are what the algorithm has."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -119,11 +120,45 @@ def test_an_evaluation_tests_no_class_of_training(dealt: tuple[Path, Path]) -> N
     assert evaluate_again.main([str(run), *harmless]) == 0, "the test split is the same"
 
 
+@pytest.mark.parametrize("word", ["rotations", "path", "link"])
+def test_the_same_images_are_known_by_another_name(
+    dealt: tuple[Path, Path], word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, run = dealt
+    images.with_name("link").symlink_to(images)
+    monkeypatch.chdir(images)
+    words = {
+        "rotations": "dataset.rotations=as_classes",
+        "path": "dataset.path=../dealt",
+        "link": f"dataset.path={images.with_name('link')}",
+    }
+    with pytest.raises(ConfigError, match=r"^dataset: of this test split's classes, \d "):
+        evaluate_again.main([str(run), words[word], "dataset.split_seed=1"])
+
+
+def test_the_same_images_are_known_within_a_mixture(dealt: tuple[Path, Path]) -> None:
+    images, run = dealt
+    config = settings(images)
+    dealing = {"train_fraction": 0.5, "validation_fraction": 0.25}
+    config["dataset"] |= {"size": 28, **dealing}
+    assert run_job(config, run.with_name("large")) == 0
+    shutil.copytree(images, images.with_name("other"))
+    said = r"^dataset: of this test split's classes, \d \('class\d' first\) are of the training"
+    for source, expectation in (
+        (images, pytest.raises(ConfigError, match=said)),
+        (images.with_name("other"), nullcontext()),
+    ):
+        words = ["dataset=mixture", f"dataset.sources=[{source}]", "dataset.split_seed=1"]
+        words += [f"dataset.{key}={value}" for key, value in dealing.items()]
+        with expectation:
+            assert evaluate_again.main([str(run.with_name("large")), *words]) == 0
+
+
 def test_an_evaluation_asks_for_the_images_of_training(dealt: tuple[Path, Path]) -> None:
     images, run = dealt
     shutil.copytree(images, images.with_name("other"))
     shutil.copytree(images / "class0", images / "another")  # and all classes are dealt out anew
-    with pytest.raises(DataError, match=r"run: the train split of its data set has changed since"):
+    with pytest.raises(DataError, match=r"run: its data set has changed since, in train"):
         evaluate_again.main([str(run)])
     other = f"dataset.path={images.with_name('other')}"
     assert evaluate_again.main([str(run), other, "dataset.split_seed=1"]) == 0, "not known to be so"

@@ -25,6 +25,7 @@ from metarun.paths import config_digest, refuse_other_run
 from metarun.problem import Meta
 from metarun.records import Records, masked, merged, read
 from metarun.report import plots
+from metarun.seen import notice_of_change
 from metarun.settings import yamlfile
 from metarun.signals import Stop, nothing_to_save, say_stopping, stop_requests
 from metarun.state import State, Vault
@@ -54,6 +55,10 @@ def _run(config: dict[str, Any], checked: Checked, folder: Path, stop: Stop) -> 
         refuse_other_run(folder, yamlfile.of_run(folder), config)
         console.say(f"already complete: {folder}")
         console.outcome(finished)
+        with nothing_to_save():  # after the answer: it may have to read all images
+            notice = notice_of_change([folder], data_root())
+        if notice:
+            console.warn(notice)
         return 0
     if (folder / manifest.NAME).exists():
         raise ConfigError(f"name: {folder} holds a sweep; choose another name")

@@ -101,8 +101,8 @@ def refuse_begun(found: Given, dataset: Part, source: Source, root: Path) -> Non
     before = check(yamlfile.of_run(found.run))
     if before.weights is not None:
         refuse_begun(given(before.weights), dataset, source, root)
-    best, trained = checkpoint.best(found.run), before.parts["dataset"]
-    refuse_seen(f"weights={found.word}", best, trained, dataset, source, root)
+    trained = before.parts["dataset"]
+    refuse_seen(f"weights={found.word}", found.run, trained, dataset, source, root)
 
 
 def _of_run(folder: Path) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from metarun import checkpoint, console, manifest
+from metarun import console, manifest
 from metarun.assemble import assemble
 from metarun.config import check, compose_job
 from metarun.data.fetch import data_root
@@ -77,7 +77,7 @@ def main(argv: list[str]) -> int:
             raise ConfigError(_other_shapes(f"{name} {shapes}", trained, config, folder))
     now = experiment.parts["dataset"], experiment.source, data_root()
     before = check({**alone, "dataset": trained["dataset"]}).parts["dataset"]
-    refuse_seen(str(folder), checkpoint.best(folder), before, *now)
+    refuse_seen(str(folder), folder, before, *now)
     if trained.get("weights") and trained["dataset"] != config["dataset"]:
         refuse_begun(given(trained["weights"]), *now)  # which may have seen what the run has not
     with stop_requests(say_stopping, then="begins again") as stop:

@@ -146,6 +146,14 @@ def _show(command: Command) -> int:
     def nothing(_: DictConfig) -> None:
         raise AssertionError("nothing is run")
 
+    if command.completes and "COMP_LINE" in os.environ:
+        from metarun.settings.completion import completed
+
+        offered, line = completed(os.environ["COMP_LINE"])
+        print("".join(f"{word}\n" for word in offered), end="")
+        if line is None:
+            return 0
+        os.environ["COMP_LINE"] = line
     words = [*command.flags, *command.overrides, *([] if command.completes else NO_LOGGING)]
     shown, complaint = io.StringIO(), io.StringIO()
     try:

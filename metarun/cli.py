@@ -141,7 +141,7 @@ def _run(command: Command) -> int:
 def _show(command: Command) -> int:
     """Let Hydra print what was asked for, all of it or a single line of complaint."""
     from metarun.settings.compat import run_hydra
-    from metarun.settings.compose import NO_LOGGING, explaining
+    from metarun.settings.compose import NO_LOGGING, explaining, refuse_unshown
 
     def nothing(_: DictConfig) -> None:
         raise AssertionError("nothing is run")
@@ -154,6 +154,8 @@ def _show(command: Command) -> int:
         if line is None:
             return 0
         os.environ["COMP_LINE"] = line
+    if not command.completes:
+        refuse_unshown(command)
     words = [*command.flags, *command.overrides, *([] if command.completes else NO_LOGGING)]
     shown, complaint = io.StringIO(), io.StringIO()
     try:

@@ -80,6 +80,7 @@ def main(argv: list[str]) -> int:
     refuse_seen(str(folder), folder, before, *now)
     if trained.get("weights") and trained["dataset"] != config["dataset"]:
         refuse_begun(given(trained["weights"]), *now)  # which may have seen what the run has not
+    prepare_folder(folder)
     with stop_requests(say_stopping, then="begins again") as stop:
         test = experiment.test
         scores = experiment.evaluate(meta, "test", test.tasks, test.steps, stop)

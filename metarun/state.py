@@ -67,7 +67,8 @@ class Vault:
         """Return the newest valid state, or that before training where there is none.
 
         Raises:
-            CheckpointError: all are damaged, or of another configuration, version or other data.
+            CheckpointError: all are damaged, or of another configuration, version or other data;
+                or the best, which training was to end with, is gone.
         """
         device = self.experiment.hardware.device
         found = checkpoint.newest(self.folder, device) if self.folder.is_dir() else None
@@ -79,6 +80,8 @@ class Vault:
         checkpoint.check_data(found.meta, self.data)
         _tell_other_machine(found.meta.get("machine") or {}, self.machine)
         state = found.meta["state"]
+        if state["best"] is not None:  # better said now than when training has ended
+            checkpoint.refuse_lost(checkpoint.best(self.folder.parent))
         console.say(f"going on from meta-step {state['step']}")
         moments = {
             key.removeprefix("moments/"): value

@@ -139,6 +139,29 @@ def folder_lock(folder: Path, name: str = ".lock") -> Generator[bool]:
         os.close(descriptor)
 
 
+@contextmanager
+def waiting_lock(lock: Path) -> Generator[bool]:
+    """Wait until no other process is in the block; yields False where that cannot be known.
+
+    The kernel frees the lock of a process that dies. Without locks the work may be done twice, and
+    must end in a rename.
+    """
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            alone = True
+        except OSError:
+            alone = False
+        yield alone
+    finally:
+        os.close(descriptor)
+
+
 def _take(descriptor: int, folder: Path) -> bool:
     deadline = time.monotonic() + PATIENCE_S
     while True:

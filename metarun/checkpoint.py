@@ -165,6 +165,8 @@ def check_config(meta: Meta, config_digest: str, config: Mapping[str, Any]) -> N
         return
     there, here = meta.get("config") or {}, masked(config)
     keys = [key for key in sorted({*there, *here}) if there.get(key) != here.get(key)]
+    if there and not keys:  # apart by a secret alone, which a run's folder does not hold
+        return
     shown = ", ".join(
         f"{k} ({there.get(k)!s:.40} there, {here.get(k)!s:.40} here)" for k in keys[:4]
     )

@@ -52,7 +52,7 @@ def run_job(config: dict[str, Any], folder: Path) -> int:
 def _run(config: dict[str, Any], checked: Checked, folder: Path, stop: Stop) -> int:
     finished = manifest.outcome(folder)
     if finished is not None and finished["status"] == DONE:
-        refuse_other_run(folder, yamlfile.of_run(folder), config)
+        refuse_other_run(folder, yamlfile.of_run(folder), masked(config))
         console.say(f"already complete: {folder}")
         console.outcome(finished)
         with nothing_to_save():  # after the answer: it may have to read all images
@@ -69,7 +69,7 @@ def _run(config: dict[str, Any], checked: Checked, folder: Path, stop: Stop) -> 
     prepare_folder(folder)
     with folder_lock(folder):
         if (folder / "config.yaml").exists():
-            refuse_other_run(folder, yamlfile.of_run(folder), config)
+            refuse_other_run(folder, yamlfile.of_run(folder), masked(config))
         write_atomic(folder / "config.yaml", OmegaConf.to_yaml(masked(config)).encode())
         with Records(folder) as records:
             run = _Run(experiment, config, folder, records, stop)

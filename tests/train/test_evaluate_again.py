@@ -101,6 +101,21 @@ def test_an_evaluation_keeps_every_secret(tmp_path: Path, monkeypatch) -> None:
         assert b"canary" not in path.read_bytes(), path
 
 
+def test_a_run_whose_settings_hold_a_secret_is_found_again_and_tested(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_config("algo=maml", "algo.adapt=head.*")
+    monkeypatch.setenv("SOME_TOKEN", "head.*")
+    assert run_job(config, tmp_path) == 0
+    assert "head.*" not in (tmp_path / "config.yaml").read_text()
+    assert run_job(config, tmp_path) == 0
+    assert "already complete" in capsys.readouterr().out
+    (tmp_path / "outcome.json").unlink()
+    assert run_job(config, tmp_path) == 0
+    assert "going on from meta-step 12" in capsys.readouterr().out
+    assert run_job(config | {"seed": 1}, tmp_path) == 2, "the control"
+
+
 @pytest.mark.parametrize("damaged", ["", "{", "[]", '{"status": "preempted"}'])
 def test_a_run_that_is_not_finished_is_not_tested(damaged: str, tmp_path: Path) -> None:
     assert run_job(tiny_config("algo=maml"), tmp_path) == 0

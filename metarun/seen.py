@@ -63,10 +63,11 @@ def notice_of_change(runs: Iterable[Path], root: Path) -> str | None:
     for run in runs:
         with suppress(MetarunError):
             dataset = check(yamlfile.of_run(run)).parts["dataset"]
-            data = repr(dataset)
-            if _is_own(dataset) and data not in now:
+            if not _is_own(dataset):
+                continue
+            if (data := repr(dataset)) not in now:
                 now[data] = dataset.factory(root, **dataset.values).fingerprint
-            if _changed(run, now.get(data, {})):
+            if _changed(run, now[data]):
                 found.append(run.name)
     if not found:
         return None

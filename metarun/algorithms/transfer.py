@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from metarun.algorithms.base import MetaAlgorithm, RateGrid, adapting, masked_learner
 from metarun.algorithms.parts.heads import class_means, unit
+from metarun.algorithms.parts.masks import matched
 from metarun.algorithms.scratch import chosen_rate_descent, rate_grid
 from metarun.gradients.metagradient import MetaGrad, MetaGradient
 from metarun.inner import over_tasks
@@ -69,7 +70,7 @@ def finetuning(
 
         return over_tasks(one, shared=1, count=len(support_x))(meta, support_x, support_y)
 
-    adapted = frozenset(n for n in problem.model.adapted if n in tuned_names(problem, part))
+    adapted = problem.model.adapted & matched("algo.finetune", part, problem)
     learner = masked_learner(problem, chosen_rate_descent, adapted, start, first_order=True)
     return MetaAlgorithm(
         trained.init,
@@ -142,14 +143,3 @@ def pretraining(
 def imprinted(problem: Problem, params: Params, x: Tensor, y: Tensor, ways: int) -> Tensor:
     """Return the directions [N, W] of the class means of unit features (arXiv:1712.07136)."""
     return unit(class_means(unit(problem.features(params, x)), y, ways))
-
-
-def tuned_names(problem: Problem, part: Finetuned) -> frozenset[str]:
-    """Return the parameters that fine-tuning moves: all, the head, or head and last block."""
-    names = problem.initial()
-    head = frozenset(name for name in names if name.startswith("head."))
-    if part != "last_block":
-        return head if part == "head" else frozenset(names)
-    body = [name for name in names if name.startswith("body.")]
-    block = body[-1].split(".")[:3]  # body.blocks.3: parameters are listed from input to output
-    return head | {name for name in body if name.split(".")[:3] == block}

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -15,6 +14,7 @@ from typing import BinaryIO
 
 from metarun.errors import ConfigError, MetarunError, SweepError
 from metarun.files import storage_error
+from metarun.nearest import did_you_mean
 from metarun.paths import find_folder, named_folder
 from metarun.records import NAME
 from metarun.settings.help import usage
@@ -68,8 +68,7 @@ def _arguments(argv: list[str]) -> tuple[list[Path], dict[str, str]]:
                 raise ConfigError(f"{key}: empty; {usage('sync')}")
             options[key] = value
         elif equals and named_folder(word) is None:
-            close = get_close_matches(key, ("project", "entity"), 1)
-            hint = f" (did you mean {close[0]}?)" if close else ""
+            hint = did_you_mean(key, ("project", "entity"))
             raise ConfigError(f"{key}: no such setting{hint}; sync takes project, entity")
         else:
             folders += _below(find_folder("sync", word))
@@ -79,8 +78,6 @@ def _arguments(argv: list[str]) -> tuple[list[Path], dict[str, str]]:
 
 
 def _below(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such folder; give a run's, or one that holds runs")
     found = sorted(path.parent for name in (NAME, COMPARISON) for path in folder.rglob(name))
     if not found:
         raise ConfigError(

@@ -22,6 +22,7 @@ from metarun.errors import InUseError, StorageError
 TEMPORARY = ".metarun-*.tmp"  # what a killed writer may leave behind
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 UNHEARD = (errno.EPIPE, errno.EIO, *NO_SPACE)  # as `| head` ends, as a terminal is closed
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 LASTING = ("records.jsonl", "manifest.jsonl")  # what every run and every sweep begins with
 PATIENCE_S = 0.4  # for an owner that is about to write its name, or has just died
@@ -87,7 +88,7 @@ def storage_error(error: OSError, path: Path, needed: int) -> StorageError:
         except OSError:
             free = "unknown"
         advice = f"needed: {_size(needed)}, free: {free}; make room, or {advice}"
-    elif there := _begun(path):
+    elif error.errno in REFUSED and (there := _begun(path)):
         advice = f"make it writable, or copy {there} to where you may write and name the copy"
     return StorageError(f"{path}: {error.strerror or error}; {advice}")
 

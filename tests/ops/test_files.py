@@ -104,6 +104,8 @@ def test_a_run_that_cannot_be_written_is_to_be_copied(tmp_path, name):
     assert "METARUN_OUTPUTS" not in there
     full = str(storage_error(OSError(errno.ENOSPC, "No space"), tmp_path / "run" / name, 1))
     assert "make room, or set METARUN_OUTPUTS" in full
+    large = str(storage_error(OSError(errno.EFBIG, "File too large"), tmp_path / "run" / name, 1))
+    assert "make it writable" not in large
 
 
 @pytest.mark.parametrize("below", ["", "deeper", "much/deeper"])

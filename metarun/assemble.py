@@ -28,7 +28,7 @@ from metarun.problem import Meta, Problem
 from metarun.settings.sections import Budget, Checkpoints, Outer, TaskShape, Test, Validation
 from metarun.signals import Stop
 from metarun.tasks import Tasks, examples_as_tasks
-from metarun.weights import Given, given, put, refuse_seen
+from metarun.weights import Given, given, put, refuse_begun
 
 CALIBRATION_TASKS = 20  # of the training split, for running averages
 
@@ -195,7 +195,7 @@ def assemble(checked: Checked, data_root: Path) -> Experiment:
         source.check(ways=task.ways, shots=task.shots, queries=queries)
     begun = given(checked.weights) if checked.weights else None
     if begun:
-        refuse_seen(begun, checked.parts["dataset"], source, data_root)
+        refuse_begun(begun, checked.parts["dataset"], source, data_root)
     problem, algorithm = learning(checked, source, hardware, begun)
     if algorithm.meta_grad is None:  # nothing is trained, so nothing is rounded
         hardware = replace(hardware, precision="full")

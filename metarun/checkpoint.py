@@ -23,7 +23,6 @@ BEST = "best"
 NUMBERED = re.compile(r"step-(\d+)\.safetensors")
 LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 PICKLES = (b"PK\x03\x04", *(b"\x80" + bytes([protocol]) for protocol in range(2, 6)))
-ADVICE = "delete it, and the same command goes on from the checkpoint before"
 
 Meta = dict[str, Any]
 
@@ -47,6 +46,17 @@ class Newest(NamedTuple):
 def step_name(step: int) -> str:
     """Return the name under which the checkpoint after `step` meta-steps is saved."""
     return f"step-{step:09d}"
+
+
+def best(run: Path) -> Path:
+    """Return where a run's folder has the best of its meta-parameters on validation."""
+    return run / "checkpoints" / f"{BEST}{SUFFIX}"
+
+
+def refuse_lost(path: Path) -> None:
+    """Raise CheckpointError where a checkpoint that was written is there no more."""
+    if not path.exists():
+        raise CheckpointError(f"{path}: is gone; {_advice(path)}")
 
 
 def save(
@@ -88,9 +98,9 @@ def load(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tens
     Raises:
         CheckpointError: missing, truncated, altered, of another kind or of a later format.
     """
-    if path.suffix != SUFFIX or not path.is_file():
-        found = "not such a file" if path.exists() else "does not exist"
-        raise CheckpointError(f"{path}: {found}; checkpoints are *{SUFFIX} files, never pickles")
+    if path.suffix != SUFFIX or (path.exists() and not path.is_file()):
+        raise CheckpointError(f"{path}: is none; checkpoints are *{SUFFIX} files, never pickles")
+    refuse_lost(path)
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -101,14 +111,17 @@ def load(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tens
         seal = _seal(str(digest))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         found = "a pickle, which was not opened" if data.startswith(PICKLES) else "truncated"
-        raise CheckpointError(f"{path}: {found}, or no checkpoint of ours; {ADVICE}") from error
+        raise CheckpointError(
+            f"{path}: {found}, or no checkpoint of ours; {_advice(path)}"
+        ) from error
     if version != FORMAT:
         raise CheckpointError(
             f"{path}: has format {version!s:.20}, this metarun reads format {FORMAT}; "
             "use the metarun that wrote it"
         )
     if _digest(data.replace(seal, _seal("0" * 64), 1)) != digest or not isinstance(meta, dict):
-        raise CheckpointError(f"{path}: damaged, its bytes do not match its digest; {ADVICE}")
+        said = "damaged, its bytes do not match its digest"
+        raise CheckpointError(f"{path}: {said}; {_advice(path)}")
     try:
         stored = safetensors.load(data)
         tensors = {key: stored.pop(key) for key in label["order"]}
@@ -152,6 +165,8 @@ def check_config(meta: Meta, config_digest: str, config: Mapping[str, Any]) -> N
         return
     there, here = meta.get("config") or {}, masked(config)
     keys = [key for key in sorted({*there, *here}) if there.get(key) != here.get(key)]
+    if there and not keys:  # apart by a secret alone, which a run's folder does not hold
+        return
     shown = ", ".join(
         f"{k} ({there.get(k)!s:.40} there, {here.get(k)!s:.40} here)" for k in keys[:4]
     )
@@ -181,6 +196,17 @@ def check_data(meta: Meta, fingerprint: Mapping[Any, str]) -> None:
             f"the {what} changed since the checkpoint was written{where}; "
             "put back what was there, or give this run another name to start afresh"
         )
+
+
+def _advice(path: Path) -> str:
+    """Say how to do without a checkpoint: the best on validation is not in any other."""
+    if path.stem != BEST:
+        return "delete it, and the same command goes on from the checkpoint before"
+    folder = path.parent
+    return (
+        f"delete {folder}, and outcome.json beside it if there is one; then metarun resume "
+        f"{folder.parent} trains the same again"
+    )
 
 
 def _retire(folder: Path, latest: Path, keep: int) -> str | None:

@@ -141,11 +141,21 @@ def _run(command: Command) -> int:
 def _show(command: Command) -> int:
     """Let Hydra print what was asked for, all of it or a single line of complaint."""
     from metarun.settings.compat import run_hydra
-    from metarun.settings.compose import NO_LOGGING, explaining
+    from metarun.settings.compose import NO_LOGGING, explaining, refuse_unshown
 
     def nothing(_: DictConfig) -> None:
         raise AssertionError("nothing is run")
 
+    if command.completes and "COMP_LINE" in os.environ:
+        from metarun.settings.completion import completed
+
+        offered, line = completed(os.environ["COMP_LINE"])
+        print("".join(f"{word}\n" for word in offered), end="")
+        if line is None:
+            return 0
+        os.environ["COMP_LINE"] = line
+    if not command.completes:
+        refuse_unshown(command)
     words = [*command.flags, *command.overrides, *([] if command.completes else NO_LOGGING)]
     shown, complaint = io.StringIO(), io.StringIO()
     try:

@@ -22,7 +22,9 @@ from metarun.errors import InUseError, StorageError
 TEMPORARY = ".metarun-*.tmp"  # what a killed writer may leave behind
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 UNHEARD = (errno.EPIPE, errno.EIO, *NO_SPACE)  # as `| head` ends, as a terminal is closed
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+LASTING = ("records.jsonl", "manifest.jsonl")  # what every run and every sweep begins with
 PATIENCE_S = 0.4  # for an owner that is about to write its name, or has just died
 
 
@@ -79,17 +81,22 @@ def sync_folder(folder: Path) -> None:
 
 def storage_error(error: OSError, path: Path, needed: int) -> StorageError:
     """Say in one line what the system refused and, where space is the matter, how much there is."""
-    advice = ""
+    advice = "set METARUN_OUTPUTS to another folder, then give the same command again"
     if error.errno in NO_SPACE:
         try:
             free = _size(shutil.disk_usage(_existing(path)).free)
         except OSError:
             free = "unknown"
-        advice = f"needed: {_size(needed)}, free: {free}; make room, or "
-    return StorageError(
-        f"{path}: {error.strerror or error}; {advice}set METARUN_OUTPUTS to another folder, then "
-        "give the same command again"
-    )
+        advice = f"needed: {_size(needed)}, free: {free}; make room, or {advice}"
+    elif error.errno in REFUSED and (there := _begun(path)):
+        advice = f"make it writable, or copy {there} to where you may write and name the copy"
+    return StorageError(f"{path}: {error.strerror or error}; {advice}")
+
+
+def _begun(path: Path) -> Path | None:
+    """Return the run or sweep that a path lies in, if it is one already."""
+    places = (path, *path.parents[:2])
+    return next((p for p in places for name in LASTING if os.path.isfile(p / name)), None)
 
 
 def prepare_folder(folder: Path) -> None:
@@ -129,6 +136,29 @@ def folder_lock(folder: Path, name: str = ".lock") -> Generator[bool]:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
         yield exclusive
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def waiting_lock(lock: Path) -> Generator[bool]:
+    """Wait until no other process is in the block; yields False where that cannot be known.
+
+    The kernel frees the lock of a process that dies. Without locks the work may be done twice, and
+    must end in a rename.
+    """
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            alone = True
+        except OSError:
+            alone = False
+        yield alone
     finally:
         os.close(descriptor)
 

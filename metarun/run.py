@@ -24,6 +24,7 @@ from metarun.outcome import outcome, outcome_file, score_file, versions
 from metarun.paths import config_digest, refuse_other_run
 from metarun.records import Records, masked, merged, read
 from metarun.report import plots
+from metarun.seen import notice_of_change
 from metarun.settings import yamlfile
 from metarun.signals import Stop, nothing_to_save, say_stopping, stop_requests
 from metarun.state import State, Vault
@@ -50,9 +51,13 @@ def run_job(config: dict[str, Any], folder: Path) -> int:
 def _run(config: dict[str, Any], checked: Checked, folder: Path, stop: Stop) -> int:
     finished = manifest.outcome(folder)
     if finished is not None and finished["status"] == DONE:
-        refuse_other_run(folder, yamlfile.of_run(folder), config)
+        refuse_other_run(folder, yamlfile.of_run(folder), masked(config))
         console.say(f"already complete: {folder}")
         console.outcome(finished)
+        with nothing_to_save():  # after the answer: it may have to read all images
+            notice = notice_of_change([folder], data_root())
+        if notice:
+            console.warn(notice)
         return 0
     if (folder / manifest.NAME).exists():
         raise ConfigError(f"name: {folder} holds a sweep; choose another name")
@@ -63,7 +68,7 @@ def _run(config: dict[str, Any], checked: Checked, folder: Path, stop: Stop) -> 
     prepare_folder(folder)
     with folder_lock(folder):
         if (folder / "config.yaml").exists():
-            refuse_other_run(folder, yamlfile.of_run(folder), config)
+            refuse_other_run(folder, yamlfile.of_run(folder), masked(config))
         write_atomic(folder / "config.yaml", OmegaConf.to_yaml(masked(config)).encode())
         with Records(folder) as records:
             run = _Run(experiment, config, folder, records, stop)

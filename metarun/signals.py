@@ -95,8 +95,8 @@ def stop_requests(
     """Turn the requests into a flag inside the block; a second one exits at once.
 
     `heard` is called with the number of the first, `leaving` before the exit; `then` is what the
-    same command does. Only the main thread
-    may install handlers; elsewhere the flag exists and stays down.
+    same command does. Only the main thread may install handlers; elsewhere the flag exists and
+    stays down.
     """
     stop = Stop(heard, leaving, then)
     with _handling(stop._handle):  # pyright: ignore[reportPrivateUsage]

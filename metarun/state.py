@@ -67,7 +67,8 @@ class Vault:
         """Return the newest valid state, or that before training where there is none.
 
         Raises:
-            CheckpointError: all are damaged, or of another configuration, version or other data.
+            CheckpointError: all are damaged, or of another configuration, version or other data;
+                or the best, which training was to end with, is gone.
         """
         device = self.experiment.hardware.device
         found = checkpoint.newest(self.folder, device) if self.folder.is_dir() else None
@@ -79,6 +80,8 @@ class Vault:
         checkpoint.check_data(found.meta, self.data)
         _tell_other_machine(found.meta.get("machine") or {}, self.machine)
         state = found.meta["state"]
+        if state["best"] is not None:  # better said now than when training has ended
+            checkpoint.refuse_lost(checkpoint.best(self.folder.parent))
         console.say(f"going on from meta-step {state['step']}")
         moments = {
             key.removeprefix("moments/"): value
@@ -93,17 +96,12 @@ class Vault:
         Raises:
             CheckpointError: missing, damaged, or written by another configuration or version.
         """
-        tensors, meta = checkpoint.load(self._best(), self.experiment.hardware.device)
+        tensors, meta = checkpoint.load(
+            checkpoint.best(self.folder.parent), self.experiment.hardware.device
+        )
         checkpoint.check_config(meta, self.digest, self.config)
         dtype = self.experiment.hardware.dtype  # an evaluation's need not be training's
         return map_meta(lambda v: v.to(dtype) if v.is_floating_point() else v, self._meta(tensors))
-
-    def data_of_best(self) -> Mapping[str, str]:
-        """Return the fingerprint of the data that the best was trained and chosen on."""
-        return checkpoint.load(self._best())[1].get("data") or {}
-
-    def _best(self) -> Path:
-        return self.folder / f"{checkpoint.BEST}{checkpoint.SUFFIX}"
 
     def _meta(self, tensors: Mapping[str, Tensor]) -> Meta:
         """Return a checkpoint's meta-parameters, where they are what the algorithm has."""

@@ -13,15 +13,14 @@ from torch import Tensor
 
 from metarun import checkpoint, manifest
 from metarun.config import Part, check
-from metarun.data.mixture import class_names
 from metarun.data.source import Source
-from metarun.errors import CheckpointError, ConfigError, DataError
+from metarun.errors import CheckpointError, ConfigError
 from metarun.models.net import Net
 from metarun.paths import find_weights
+from metarun.seen import refuse_seen
 from metarun.settings import yamlfile
 
 LEARNED = ("meta/params/", "meta/frozen/")  # a checkpoint's groups that are the model's own
-IMAGES = ("path", "sources")  # settings that name the user's images
 HEAD = "head."
 
 
@@ -91,44 +90,19 @@ def random_head(found: Given, model: Net) -> list[str]:
     ]
 
 
-def refuse_seen(found: Given, dataset: Part, source: Source, root: Path) -> None:
-    """Refuse weights of a run on the same images that saw what is tested here.
+def refuse_begun(found: Given, dataset: Part, source: Source, root: Path) -> None:
+    """Refuse weights of a run that saw what is tested here, or that began with such weights.
 
     Raises:
-        ConfigError: some of its training or validation classes are among the test's.
-        DataError: its images have changed, so that nobody can tell.
+        ConfigError, DataError: as `refuse_seen` does.
     """
     if found.run is None:
         return
-    config = yamlfile.of_run(found.run)
-    before = check(config)
+    before = check(yamlfile.of_run(found.run))
     if before.weights is not None:
-        refuse_seen(given(before.weights), dataset, source, root)
-    there = before.parts["dataset"]
-    own = [key for key in IMAGES if key in dataset.values]
-    if there.factory is not dataset.factory or any(
-        there.values.get(key) != dataset.values[key] for key in own
-    ):
-        return
-    known = checkpoint.load(_best(found.run))[1].get("data") or {}
-    alike = there.values == dataset.values
-    trained: Source = source if alike else there.factory(root, **there.values)
-    changed = [s for s in ("train", "validation") if known.get(s) != trained.fingerprint.get(s)]
-    if own and changed:
-        raise DataError(
-            f"weights: {found.word}: its images have changed since ({', '.join(changed)}), and the "
-            "test may hold what it was trained on; train it again, or put back what was there"
-        )
-    seen = class_names(trained, "train") | class_names(trained, "validation")
-    if again := sorted(class_names(source, "test") & seen):
-        raise ConfigError(
-            f"weights: {found.word}: of this test split's classes, {len(again)} ({again[0]!r} "
-            "first) are of its training or validation; split the data as there"
-        )
-
-
-def _best(run: Path) -> Path:
-    return run / "checkpoints" / f"{checkpoint.BEST}{checkpoint.SUFFIX}"
+        refuse_begun(given(before.weights), dataset, source, root)
+    trained = before.parts["dataset"]
+    refuse_seen(f"weights={found.word}", found.run, trained, dataset, source, root)
 
 
 def _of_run(folder: Path) -> dict[str, Tensor]:
@@ -137,7 +111,7 @@ def _of_run(folder: Path) -> dict[str, Tensor]:
         raise ConfigError(f"weights: {folder} is not a run folder; a run folder holds config.yaml")
     if ended is None or ended["status"] != "done":
         raise ConfigError(f"weights: {folder} is not finished; metarun resume {folder} goes on")
-    tensors, _ = checkpoint.load(_best(folder))
+    tensors, _ = checkpoint.load(checkpoint.best(folder))
     return {
         key.removeprefix(group): value
         for key, value in tensors.items()

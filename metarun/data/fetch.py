@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import shutil
@@ -13,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from metarun.errors import DataError
-from metarun.files import cache_root
+from metarun.files import cache_root, waiting_lock
 
 RETRIES = 2
 
@@ -47,29 +46,6 @@ def fetch(path: Path, url: str, checksum: str) -> Path:
             f"set METARUN_DATA to the folder that holds {path.parent.name}/{path.name}"
         ) from error
     return path
-
-
-@contextmanager
-def waiting_lock(lock: Path) -> Generator[bool]:
-    """Wait until no other process is in the block; yields False where that cannot be known.
-
-    The kernel frees the lock of a process that dies. Without locks the work may be done twice, and
-    must end in a rename.
-    """
-    try:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError:
-        yield False
-        return
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            alone = True
-        except OSError:
-            alone = False
-        yield alone
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -72,7 +72,9 @@ def folder(
             f"dataset.train_fraction={train_fraction}: with dataset.validation_fraction="
             f"{validation_fraction} nothing is left for test; their sum must be below 1"
         )
-    place = _locate(root, path)
+    place = located(root, path)
+    if place is None:
+        raise DataError(f"dataset.path={path}: no such folder, neither here nor in {root}")
     mode: Mode = "RGB" if colour else "L"
     with readable():
         files = _images_by_class(place)
@@ -82,7 +84,7 @@ def folder(
         shares, wider = (train_fraction, validation_fraction), WIDER
         splits = deal_classes(len(pictures.names), shares, split_seed)
     source = image_source(pictures, splits, rotations)
-    return replace(source, notice=repeats(pictures, splits), wider=wider)
+    return replace(source, home=str(place), notice=repeats(pictures, splits), wider=wider)
 
 
 def deal_classes(classes: int, shares: tuple[float, float], seed: int) -> Mapping[Split, list[int]]:
@@ -93,12 +95,10 @@ def deal_classes(classes: int, shares: tuple[float, float], seed: int) -> Mappin
     return {"train": order[:first], "validation": order[first:second], "test": order[second:]}
 
 
-def _locate(root: Path, path: str) -> Path:
+def located(root: Path, path: str) -> Path | None:
+    """Return the folder that a path names, from the working directory or else from `root`."""
     given = Path(path).expanduser()
-    for place in (given, root / given):
-        if place.is_dir():
-            return place.resolve()
-    raise DataError(f"dataset.path={path}: no such folder, neither here nor in {root}")
+    return next((place.resolve() for place in (given, root / given) if place.is_dir()), None)
 
 
 def _images_by_class(place: Path) -> dict[str, list[Path]]:

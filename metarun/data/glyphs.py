@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from itertools import cycle
 from pathlib import Path
@@ -63,7 +64,7 @@ def glyphs(root: Path, *, rotations: Rotations) -> ImageSource:
     splits: dict[Split, list[int]] = {"train": [], "validation": [], "test": []}
     for number, name in enumerate(pictures.names):
         splits[SCRIPTS[_script(name)]].append(number)
-    return image_source(pictures, splits, rotations)
+    return replace(image_source(pictures, splits, rotations), home="glyphs")
 
 
 def draw() -> Pictures:

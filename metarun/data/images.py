@@ -38,11 +38,12 @@ class ImageSource:
     starts: Tensor  # [classes] row of a class's first image in the bank
     counts: Tensor  # [classes]
     largest: int  # of the counts
-    names: tuple[str, ...]  # [classes]
+    names: tuple[str, ...]  # of classes as they are; quarter turns as classes follow, in this order
     classes: Mapping[Split, Tensor]  # which classes each split holds
     groups: Mapping[Split, Tensor]  # their groups, 0..G-1 in each split; empty: no grouping
     turn: int  # rows of the bank that a quarter turn is away; 0: tasks do not turn classes
     fingerprint: Mapping[Split, str]  # of each split's images, and of how they are numbered
+    home: str = ""  # where the images are from: a data set, or a folder
     notice: str = ""  # what a user should know of the images
     # By what settings a split gets more classes, where some do.
     wider: Mapping[Split, str] = field(default_factory=dict[Split, str])
@@ -60,6 +61,10 @@ class ImageSource:
     def train_classes(self) -> int:
         """Classes of the training split."""
         return len(self.classes["train"])
+
+    def name(self, number: int) -> str:
+        """Return the name of a class, whichever way it is turned."""
+        return self.names[number % len(self.names)]
 
     def tasks(
         self,
@@ -139,7 +144,7 @@ class ImageSource:
                 rest = f" ({short} of its {len(pool)} classes have too few)" if short > 1 else ""
                 raise ConfigError(
                     f"task.shots={shots} and {queries} queries: a task needs {shots + queries} "
-                    f"images of a class, and {self.names[int(scarcest)]!r} of the {split} split "
+                    f"images of a class, and {self.name(int(scarcest))!r} of the {split} split "
                     f"has {images}{rest}; lower task.shots, task.queries or task.test_queries, or "
                     "leave such classes out"
                 )
@@ -184,22 +189,20 @@ def image_source(
     counts = torch.tensor(pictures.counts)
     starts = counts.cumsum(0) - counts
     ids: dict[Split, Tensor] = {s: torch.tensor(n, dtype=torch.long) for s, n in splits.items()}
-    names = pictures.names
     if rotations == "as_classes":
         starts = torch.cat([starts + turn * images for turn in range(turns)])
         ids = {s: torch.cat([n + turn * classes for turn in range(turns)]) for s, n in ids.items()}
-        names = tuple(f"{name} turned {90 * turn}" for turn in range(turns) for name in names)
         counts = counts.repeat(turns)
     grouped: dict[Split, Tensor] = {}
     if groups:
-        group = torch.tensor(groups).repeat(len(names) // classes)
+        group = torch.tensor(groups).repeat(len(counts) // classes)
         grouped = {s: group[n].unique(return_inverse=True)[1] for s, n in ids.items()}
     return ImageSource(
         bank,
         starts,
         counts,
         max(pictures.counts),
-        names,
+        pictures.names,
         ids,
         grouped,
         images if rotations == "per_task" else 0,

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metarun.data.folder import Fraction, folder
+from metarun.data.folder import Fraction, folder, located
 from metarun.data.glyphs import SIZE, glyphs
 from metarun.data.images import ImageSource, Rotations
 from metarun.data.omniglot import Protocol, omniglot
@@ -20,6 +20,7 @@ from metarun.errors import ConfigError, DataError
 from metarun.nearest import did_you_mean
 from metarun.tasks import Tasks
 
+KNOWN = ("glyphs", "omniglot")  # sources that are no folders
 Name = Annotated[str, Field(min_length=1, description="glyphs, omniglot or a folder")]
 
 
@@ -74,22 +75,20 @@ def mixture(
 
 
 def _refuse_missing(source: str, root: Path) -> None:
-    given = Path(source).expanduser()
-    if not any(place.is_dir() for place in (given, root / given)):
-        near = did_you_mean(source, ("glyphs", "omniglot"))
+    if located(root, source) is None:
+        near = did_you_mean(source, KNOWN)
         raise DataError(
             f"dataset.sources: {source} is neither glyphs nor omniglot{near}, nor a folder, here "
             f"or in {root}"
         )
 
 
-def class_names(source: Source | ImageSource, split: Split) -> frozenset[str]:
-    """Return the names of a split's classes; a source that is not of images has none."""
+def class_names(source: Source | ImageSource, split: Split) -> frozenset[tuple[str, str]]:
+    """Return home and name of a split's classes; a source that is not of images has none."""
     if isinstance(source, MixedSource):
-        parts = zip(source.modes, source.sources, strict=True)
-        return frozenset(f"{mode}: {n}" for mode, part in parts for n in class_names(part, split))
+        return frozenset[tuple[str, str]]().union(*(class_names(s, split) for s in source.sources))
     if isinstance(source, ImageSource):
-        return frozenset(source.names[number] for number in source.classes[split].tolist())
+        return frozenset((source.home, source.name(n)) for n in source.classes[split].tolist())
     return frozenset()
 
 

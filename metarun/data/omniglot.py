@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -78,7 +79,7 @@ def omniglot(
     number = {alphabet: index for index, alphabet in enumerate(sorted(set(alphabets)))}
     groups = [number[a] for a in alphabets] if protocol == "within_alphabet" else ()
     splits = split_characters(pictures.names, protocol, split_seed)
-    return image_source(pictures, splits, rotations, groups)
+    return replace(image_source(pictures, splits, rotations, groups), home="omniglot")
 
 
 def read_omniglot(folder: Path, parts: Sequence[Part]) -> Pictures:

@@ -13,10 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from metarun.data.fetch import waiting_lock
 from metarun.data.images import Pictures
 from metarun.errors import StorageError
-from metarun.files import TEMPORARY, cache_root, write_atomic
+from metarun.files import TEMPORARY, cache_root, waiting_lock, write_atomic
 
 FORMAT = 1
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -32,18 +33,25 @@ def run_by(experiment: Experiment, way: Way, chunk: int) -> Experiment:
 def tuned(experiment: Experiment, meta: Meta) -> tuple[Way, int, str, dict[str, float]]:
     """Measure the ways that apply, or remember what was measured here for the same work."""
     path, key = cache_root() / "batching.json", _work(experiment)
-    known: dict[str, dict[str, float]] = {}
-    with suppress(FileNotFoundError, ValueError):  # of a damaged file nothing is believed
-        known = json.loads(path.read_text())
+    known = _remembered(path)
     seconds, source = known.get(key), "measured earlier for this work on this machine"
-    if seconds is None:
+    if not seconds:
         tasks = experiment.batch(0)
         seconds, source = dict(_timings(experiment, meta, tasks)), "measured"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps({**known, key: seconds}).encode())
+        with suppress(OSError):  # where nothing can be remembered, it is measured each time
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, json.dumps({**known, key: seconds}).encode())
     best = min(seconds, key=lambda name: seconds[name])
     way, _, chunk = best.partition(" ")
     return _way(way), int(chunk), f"the fastest of {len(seconds)}, {source}", seconds
+
+
+def _remembered(path: Path) -> dict[str, dict[str, float]]:
+    """Return what was measured, by work; of a damaged file nothing is believed."""
+    with suppress(OSError, ValueError):
+        found = json.loads(path.read_text())
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def _way(name: str) -> Way:

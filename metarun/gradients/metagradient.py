@@ -97,12 +97,14 @@ class MetaSum:
         self.sums: list[Tensor | None] = [None] * len(self.leaves)
 
     def add(self, grads: Sequence[Tensor | None]) -> None:
+        """Add a gradient of each leaf, in their order; None is none."""
         for i, grad in enumerate(grads):
             if grad is not None:
                 previous = self.sums[i]
                 self.sums[i] = grad if previous is None else previous + grad
 
     def gradient(self) -> Meta:
+        """Return the sums under the meta-parameters' names; zeros where nothing was added."""
         return self._named(
             torch.zeros_like(leaf) if found is None else found.detach()
             for leaf, found in zip(self.leaves, self.sums, strict=True)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metarun.files import code_cache, is_own
+from metarun.files import code_cache, is_own, waiting_lock
 
 
 class Sources(NamedTuple):
@@ -35,6 +35,7 @@ LAYERS = Sources(
 DRAWS = Sources(("draws.c",))
 # No -ffast-math: a NaN must stay one. Sums keep the order in which they are written.
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+BUILDING = "building-"  # as the folder of a build begins
 FAILED = "the kernels could not be built"  # although there is a compiler
 CPUINFO = Path("/proc/cpuinfo")
 CPU_FIELDS = ("model name", "flags", "CPU implementer", "CPU part", "Features")  # x86, then ARM
@@ -108,16 +109,28 @@ def _library(compiler: str, sources: Sources) -> ctypes.CDLL:
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
     key = hashlib.sha256(b"\0".join((text, version, repr(FLAGS).encode(), processor().encode())))
     path = code_cache() / "kernels" / f"{key.hexdigest()[:16]}.so"
+    if found := _loaded(path):
+        return found
+    path.parent.mkdir(exist_ok=True)
+    with waiting_lock(path.parent / ".lock") as alone:
+        if alone:
+            for left in path.parent.glob(f"{BUILDING}*"):  # by a process that was stopped here
+                shutil.rmtree(left, ignore_errors=True)
+        if found := _loaded(path):  # whom this one waited for has built it
+            return found
+        _build(compiler, [str(here / name) for name in sources.compiled], path)
+        return ctypes.CDLL(str(path))
+
+
+def _loaded(path: Path) -> ctypes.CDLL | None:
     if is_own(path) and _whole(path):
         with suppress(OSError):  # such as one of a machine with a newer C library
             return ctypes.CDLL(str(path))
-    _build(compiler, [str(here / name) for name in sources.compiled], path)
-    return ctypes.CDLL(str(path))
+    return None
 
 
 def _build(compiler: str, sources: Sequence[str], path: Path) -> None:
-    path.parent.mkdir(exist_ok=True)
-    with TemporaryDirectory(dir=path.parent) as folder:
+    with TemporaryDirectory(prefix=BUILDING, dir=path.parent) as folder:
         built = Path(folder) / path.name
         command = [compiler, *FLAGS, "-o", str(built), *sources, "-lm"]
         subprocess.run(command, capture_output=True, check=True, timeout=120)

@@ -79,6 +79,8 @@ def parse(words: list[str]) -> Command:
         raise ConfigError("--experimental-rerun: reads a pickle; use metarun resume RUN")
     if found.package is not None and not found.cfg:
         raise ConfigError("--package: goes with --cfg, as in --cfg job --package algo")
+    if "" in (found.config_path, found.config_dir):
+        raise ConfigError("--config-path, --config-dir: a folder's name is empty; . is this one")
     folder = Path(found.config_path).absolute() if found.config_path else conf_dir()
     extra = Path(found.config_dir).absolute() if found.config_dir else None
     name = (found.config_name or PRIMARY).removesuffix(".yaml")
@@ -108,21 +110,33 @@ def compose(command: Command) -> Composed:
         ConfigError: whatever Hydra refuses, and what must not be loaded, in one line.
     """
     with explaining(command), initialised(command.folder):
-        overrides = _parsed(command.overrides)
-        for folder in _foreign(command, overrides):
-            refuse_bombs(folder)
-        refuse_own(overrides)
-        refuse_escapes(overrides)
+        overrides = _allowed(command)
         config = _compose(command, [_first_value(o) for o in overrides])
         refuse_callbacks(config)
-        if _foreign(command, overrides) and command.folder == conf_dir():
-            refuse_own_in_files(config)
         sweep = command.sweep or config.hydra.mode == RunMode.MULTIRUN
         several = [o for o in overrides if o.is_sweep_override()]
         if several and not sweep:
             raise ConfigError(f"{several[0].input_line}: several values make a sweep; add -m")
         fixed = [o.get_key_element() for o in overrides if not o.is_sweep_override()]
-        return Composed(config, sweep, _grid(config, overrides) if sweep else [], fixed)
+        jobs = _grid(config, overrides) if sweep else []
+    if _foreign(command, overrides):
+        refuse_own_in_files(config)
+    return Composed(config, sweep, jobs, fixed)
+
+
+def refuse_unshown(command: Command) -> None:
+    """Refuse to show what must not be loaded, or more than one job.
+
+    Raises:
+        ConfigError: in one line.
+    """
+    with explaining(command), initialised(command.folder):
+        for override in _allowed(command):
+            if override.is_sweep_override():
+                raise ConfigError(
+                    f"{override.input_line}: several values make a sweep, and one job is shown; "
+                    "give one value"
+                )
 
 
 def resolved(config: DictConfig, choices: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -175,6 +189,16 @@ def _compose(command: Command, overrides: list[str]) -> DictConfig:
         paths = [*_search_path(_parsed(given)), f"file://{command.extra}"]
         overrides = [f"hydra.searchpath=[{','.join(map(quoted, paths))}]", *overrides]
     return hydra.compose(command.name, overrides, return_hydra_config=True)
+
+
+def _allowed(command: Command) -> list[Override]:
+    """Return a command's overrides, once the files that they lead to may be loaded."""
+    overrides = _parsed(command.overrides)
+    for folder in _foreign(command, overrides):
+        refuse_bombs(folder)
+    refuse_own(overrides)
+    refuse_escapes(overrides)
+    return overrides
 
 
 def _parsed(overrides: list[str]) -> list[Override]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -14,6 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from metarun.errors import ConfigError
 from metarun.nearest import shown
+from metarun.paths import conf_dir
+from metarun.settings.compat import initialised
 from metarun.settings.explain import no_such_option
 
 PRIMARY = "config"  # the file that everything begins with
@@ -34,14 +36,21 @@ OWN = {  # what metarun decides, of Hydra's settings, and what to use instead
 def refuse_own(overrides: list[Override]) -> None:
     """Refuse what Hydra would do beside metarun, or metarun would pass over in silence."""
     for override in overrides:
-        key = f"{override.key_or_group.replace('/', '.')}."
+        keys = [*_keys(override.key_or_group.replace("/", "."), override.value())]
         for own, instead in OWN.items():
-            if key.startswith(f"{own}."):
+            if any(f"{key}.".startswith(f"{own}.") for key in keys):
                 raise ConfigError(f"{override.input_line}: metarun decides this itself; {instead}")
 
 
+def _keys(key: str, value: Any) -> Iterator[str]:
+    """Yield a key and, where its value is a mapping, those below it."""
+    yield key
+    for name, inner in value.items() if isinstance(value, dict) else ():
+        yield from _keys(f"{key}.{name}", inner)
+
+
 def refuse_own_in_files(config: DictConfig) -> None:
-    """Refuse the same where a YAML file of the user's has set it; the primary one is metarun's."""
+    """Refuse the same where a YAML file of the user's has set it."""
     found = _own(config)
     for key, value in _unchanged().items():
         if found[key] != value:
@@ -52,7 +61,8 @@ def refuse_own_in_files(config: DictConfig) -> None:
 
 @cache
 def _unchanged() -> Mapping[str, Any]:
-    return _own(hydra.compose(PRIMARY, return_hydra_config=True))
+    with initialised(conf_dir()):
+        return _own(hydra.compose(PRIMARY, return_hydra_config=True))
 
 
 def _own(config: DictConfig) -> dict[str, Any]:

@@ -192,6 +192,8 @@ def _states(sweep: Path, *states: State) -> list[Entry]:
 
 def _finish(sweep: Path, config: DictConfig) -> int:
     from metarun import compare, console, tracking
+    from metarun.data.fetch import data_root
+    from metarun.seen import notice_of_change
 
     _, since = manifest.current(sweep)
     jobs = manifest.jobs(since)
@@ -204,6 +206,10 @@ def _finish(sweep: Path, config: DictConfig) -> int:
         with suppress(MetarunError):
             if notice := tracking.mirror_comparison(sweep, tracked(*_group(config, "tracking"))):
                 console.say(notice)
+
+    before = [sweep / name for name, entry in jobs.items() if entry.get("skipped")]
+    if notice := notice_of_change(before, data_root()):
+        console.warn(notice)
 
     def log(name: str, entry: Entry) -> str:
         path = sweep / entry.get("log", f"{name}/{job.LOG}")

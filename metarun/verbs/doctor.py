@@ -134,15 +134,15 @@ def places() -> list[Row]:
 
 
 def _writable(name: str, folder: Path, variable: str) -> Row:
-    exists = folder.exists()
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         prepare_folder(folder)
     except StorageError as error:
         refused = getattr(error.__cause__, "strerror", None) or "cannot be written"
         return Row(name, "fail", f"{folder}: {refused}; set {variable} to another folder")
     free = shutil.disk_usage(folder).free / 2**30
-    if not exists:
-        folder.rmdir()
+    for place in made:
+        place.rmdir()
     return Row(name, "ok", f"{folder}, {free:.0f} GiB free")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,7 @@ from metarun import console, manifest
 from metarun.assemble import assemble
 from metarun.config import check, compose_job
 from metarun.data.fetch import data_root
-from metarun.data.mixture import class_names
-from metarun.data.source import Source
-from metarun.errors import ConfigError, DataError
+from metarun.errors import ConfigError
 from metarun.files import prepare_folder, write_atomic
 from metarun.nearest import unknown
 from metarun.outcome import outcome_file, score_file, task_list, versions
@@ -22,15 +19,14 @@ from metarun.paths import config_digest, find_folder, flat, named_folder
 from metarun.records import masked
 from metarun.report.clusters import families
 from metarun.run import DONE
+from metarun.seen import refuse_seen
 from metarun.settings import yamlfile
 from metarun.settings.sections import GROUPS
 from metarun.signals import say_stopping, stop_requests
 from metarun.state import Vault
 from metarun.train import summary
-from metarun.weights import given, refuse_seen
+from metarun.weights import given, refuse_begun
 
-OWN = ("path", "sources")  # settings that name the user's images, which may change
-SAME_DATA = ("_target_", *OWN)  # which images there are; other settings deal them out
 ELSEWHERE = ("dataset", "task", "test", "hardware", "choices")  # what an evaluation may change
 
 
@@ -74,22 +70,17 @@ def main(argv: list[str]) -> int:
         shorter = min(tested, config["validation"]["steps"])  # which has done its work
         alone["validation"] = {**config["validation"], "steps": shorter}
     experiment = assemble(check(alone), data_root())
-    vault = Vault(folder, trained, experiment)
-    meta, here = vault.best(), experiment.initial()
+    meta, here = Vault(folder, trained, experiment).best(), experiment.initial()
     for name, value in meta["params"].items():
         if here["params"][name].shape != value.shape:
             shapes = f"{[*here['params'][name].shape]}, there {[*value.shape]}"
             raise ConfigError(_other_shapes(f"{name} {shapes}", trained, config, folder))
-    if all(trained["dataset"].get(key) == config["dataset"].get(key) for key in SAME_DATA):
-        alike = trained["dataset"] == config["dataset"]
-        before = {**alone, "dataset": trained["dataset"]}
-        source = experiment.source if alike else assemble(check(before), data_root()).source
-        if any(key in trained["dataset"] for key in OWN):
-            _refuse_changed(vault.data_of_best(), source, folder)
-        _refuse_seen(source, experiment.source, folder)
+    now = experiment.parts["dataset"], experiment.source, data_root()
+    before = check({**alone, "dataset": trained["dataset"]}).parts["dataset"]
+    refuse_seen(str(folder), folder, before, *now)
     if trained.get("weights") and trained["dataset"] != config["dataset"]:
-        begun = given(trained["weights"])  # which may have seen what the run has not
-        refuse_seen(begun, check(alone).parts["dataset"], experiment.source, data_root())
+        refuse_begun(given(trained["weights"]), *now)  # which may have seen what the run has not
+    prepare_folder(folder)
     with stop_requests(say_stopping, then="begins again") as stop:
         test = experiment.test
         scores = experiment.evaluate(meta, "test", test.tasks, test.steps, stop)
@@ -142,28 +133,6 @@ def with_overrides(config: dict[str, Any], overrides: list[str]) -> dict[str, An
         else:
             changed.merge_with_dotlist([word])
     return OmegaConf.to_container(changed)  # pyright: ignore[reportReturnType]
-
-
-def _refuse_changed(known: Mapping[str, str], source: Source, folder: Path) -> None:
-    """Refuse data that may have been dealt out anew; `known` is the fingerprint of training's."""
-    for split in ("train", "validation"):
-        own = source.fingerprint.get(split)
-        if known.get(split, own) != own:
-            raise DataError(
-                f"{folder}: the {split} split of its data set has changed since (images, or the "
-                "version of pillow that reads them), and the test may hold what was trained on; "
-                "put back what was there, or name other data (dataset)"
-            )
-
-
-def _refuse_seen(before: Source, now: Source, folder: Path) -> None:
-    """Refuse to test classes that the run was trained or chosen on."""
-    seen = class_names(before, "train") | class_names(before, "validation")
-    if again := sorted(class_names(now, "test") & seen):
-        raise ConfigError(
-            f"dataset: of this test split's classes, {len(again)} ({again[0]!r} first) are of the "
-            f"training or validation of {folder}; split the data as there"
-        )
 
 
 def _other_shapes(what: str, trained: dict[str, Any], config: dict[str, Any], folder: Path) -> str:

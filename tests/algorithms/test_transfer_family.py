@@ -19,6 +19,7 @@ from metarun.algorithms.centroid import centroid
 from metarun.algorithms.logreg import logistic_regression, logreg
 from metarun.algorithms.parts.heads import Cosine, unit
 from metarun.algorithms.parts.lbfgs import minimise
+from metarun.algorithms.parts.masks import matched
 from metarun.algorithms.transfer import transfer
 from metarun.config import compose_job
 from metarun.errors import ConfigError
@@ -218,6 +219,19 @@ def test_more_steps_of_a_head_cost_no_more_passes_of_the_body(name: str) -> None
         return counter.get_total_flops()
 
     assert flops(10) < 1.2 * flops(1)  # what the head costs; the body again would be 5 times
+
+
+@pytest.mark.parametrize("part", ["all", "last_block", "head"])
+@pytest.mark.parametrize("model", ["mlp-batch", "conv4-batch"])
+def test_fine_tuning_moves_the_part_that_a_mask_of_that_name_does(model: str, part: str) -> None:
+    on, tasks = problem(model), image_tasks(model, shots=3)
+    algorithm = transfer(on, finetune=part, head="imprinted", lr_grid=[0.1])
+    meta = map_meta(lambda v: v.to(DOUBLE), algorithm.init(on.initial()))
+    before, after = algorithm.adapt(meta, tasks.support_x, tasks.support_y, 1)
+    moved = {name for name in on.initial() if not torch.equal(before[name], after[name])}
+    # A bias before a batch normalisation has no gradient but roundings.
+    silent = {name for name in on.initial() if name.endswith(".bias") and "norm" not in name}
+    assert moved | silent == matched("algo.finetune", part, on) | silent
 
 
 def test_what_is_drawn_at_random_is_drawn_once_and_by_the_seed() -> None:

@@ -275,18 +275,6 @@ def test_a_closed_pipe_is_no_error() -> None:
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
-@pytest.mark.parametrize(
-    ("line", "offered"), [("metarun algo=", "algo=maml"), ("metarun resume outp", "")]
-)
-def test_completion_knows_the_options_and_writes_no_complaint_into_the_prompt(
-    line: str, offered: str
-) -> None:
-    typed = {"COMP_LINE": line, "COMP_POINT": str(len(line))}
-    ended = run("-sc", "query=bash", program=("-m", "metarun"), **typed)
-    assert offered in ended.stdout
-    assert (ended.returncode, ended.stderr) == (0, "")
-
-
 def test_a_mistake_has_its_exit_code_also_where_no_terminal_hears_it() -> None:
     screen, own = pty.openpty()
     os.close(screen)

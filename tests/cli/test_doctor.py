@@ -31,6 +31,13 @@ def test_kernels_are_looked_at(why: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (row.state, row.detail) == (("warn", f"{why}; vmap instead") if why else ("ok", "built"))
 
 
+def test_looking_at_places_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METARUN_OUTPUTS", str(tmp_path / "a" / "b" / "c"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "d"))
+    assert {row.state for row in doctor.places()} == {"ok"}
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("variable", "name"), [("XDG_CACHE_HOME", "cache"), ("METARUN_OUTPUTS", "outputs")]
 )

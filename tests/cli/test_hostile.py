@@ -99,10 +99,11 @@ def test_launcher_is_a_launcher(place: Path, capfd: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_files_are_bounded(name: str, place: Path) -> None:
+@pytest.mark.parametrize("more", [(), ("--cfg", "job"), ("--info", "config")], ids=str)
+def test_files_are_bounded(name: str, more: tuple[str, ...], place: Path) -> None:
     (place / "extra" / "algo" / "hostile.yaml").write_text(FILES[name])
     ended = subprocess.run(
-        [sys.executable, "-c", MEASURED, "--config-dir", "extra", "algo=hostile"],
+        [sys.executable, "-c", MEASURED, "--config-dir", "extra", "algo=hostile", *more],
         capture_output=True,
         text=True,
         timeout=20,

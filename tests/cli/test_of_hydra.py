@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from omegaconf import OmegaConf
 from sweeps import TINY
 
 from metarun import cli
+from metarun.paths import conf_dir
 from metarun.settings.compose import compose, parse
 from metarun.settings.refusals import OWN
 
@@ -19,6 +21,8 @@ from metarun.settings.refusals import OWN
         ("hydra.run.dir=here", "name=NAME below METARUN_OUTPUTS"),
         ("+hydra.run.dir=here", "name=NAME below METARUN_OUTPUTS"),
         ("hydra.run={dir: here}", "name=NAME below METARUN_OUTPUTS"),
+        ("hydra={run: {dir: here}}", "name=NAME below METARUN_OUTPUTS"),
+        ("hydra.job={chdir: true}", "from where the command is given"),
         ("hydra.sweep.dir=here", "name=NAME below METARUN_OUTPUTS"),
         ("hydra.sweep.subdir=here", "name=NAME below METARUN_OUTPUTS"),
         ("hydra.output_subdir=here", "config.yaml in the folder of the run"),
@@ -90,6 +94,20 @@ def own_experiment(folder: Path, of_hydra: str) -> list[str]:
     return ["--config-dir", str(folder / "own"), "experiment=mine"]
 
 
+def test_the_same_is_refused_in_a_primary_file_of_the_users(
+    tmp_path: Path, outputs: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "conf"
+    shutil.copytree(conf_dir(), own)
+    words = ["--config-path", str(own), "algo=scratch", *TINY]
+    assert compose(parse(words)).config.hydra.run.dir == ".", "the control"
+    text = (own / "config.yaml").read_text()
+    (own / "config.yaml").write_text(text.replace("chdir: false", "chdir: true"))
+    assert cli.main(words) == 2
+    assert "hydra.job.chdir: set in a YAML file, but metarun decides" in capfd.readouterr().err
+    assert not outputs.exists()
+
+
 def test_other_settings_of_hydra_are_taken_from_a_file(tmp_path: Path) -> None:
     words = own_experiment(tmp_path, "sweeper: {params: {seed: '1,2'}}")
     assert len(compose(parse(["-m", *words, *TINY])).jobs) == 2
@@ -101,6 +119,28 @@ def test_each_of_them_is_a_setting_of_hydra() -> None:
     for key in OWN:
         place, _, name = key.rpartition(".")
         assert name in OmegaConf.select(config, place), key
+
+
+@pytest.mark.parametrize("word", ["algo=maml,fomaml", "seed=range(1,3)"])
+@pytest.mark.parametrize("shows", [["--cfg", "job"], ["--info", "defaults"]], ids=str)
+def test_several_jobs_are_not_shown(
+    word: str, shows: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*shows, word]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"metarun: {word}: several values make a sweep, and one job is")
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
+
+
+@pytest.mark.parametrize("flag", ["--config-dir", "--config-path"])
+def test_a_folder_without_a_name_is_not_taken_for_this_one(
+    flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # Hydra would look into it
+    (tmp_path / "algo").mkdir()
+    (tmp_path / "algo" / "mine.yaml").write_text("x: 1\n")
+    assert cli.main([f"{flag}=", "algo=mine", "--cfg", "job"]) == 2
+    assert "a folder's name is empty" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -80,8 +80,9 @@ def test_classes_of_one_name_are_told_apart_by_their_source(place: Path) -> None
     names = {split: class_names(source, split) for split in ("train", "validation", "test")}
     assert [len(found) for found in names.values()] == [3 + 4, 2 + 2, 2 + 3]
     assert len(frozenset.union(*names.values())) == 7 + 9
-    assert {name.partition(": ")[0] for name in names["test"]} == {"dark", "light"}
-    assert class_names(source.sources[0], "test") < {f"class{label}" for label in range(7)}
+    assert {home for home, _ in names["test"]} == {str(place / "dark"), str(place / "light")}
+    own = {(str(place / "dark"), f"class{label}") for label in range(7)}
+    assert class_names(source.sources[0], "test") < own
 
 
 def test_examples_number_the_classes_through(place: Path) -> None:

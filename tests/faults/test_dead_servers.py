@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from contextlib import ExitStack
@@ -152,10 +153,14 @@ def test_sync_fails_in_one_line_while_the_server_is_dead(tmp_path):
     with refused() as url:
         train(tmp_path / "run", url, "--timeout-s", "2")
         until_gone(tmp_path / "run")
+        for name in ("second", "third", "fourth"):
+            shutil.copytree(tmp_path / "run", tmp_path / name)
         process = python("-c", SYNC, tmp_path, env={"WANDB_BASE_URL": url})
-        _, error = process.communicate(timeout=90)
+        out, error = process.communicate(timeout=90)
     assert process.returncode == 8
-    assert "1 of 1 were not sent" in error
+    assert out.count("sending, for 2 s where the server does not answer") == 2, "two at once"
+    assert out.count("not tried, for the server does not answer") == 2
+    assert "4 of 4 were not sent" in error
     assert error.count("\n") == 1
 
 

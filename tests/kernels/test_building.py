@@ -85,6 +85,25 @@ def test_it_is_built_once_for_this_user_alone(sources: Path, umask: int) -> None
     assert load(sources, umask) == "43", "not built a second time"
 
 
+@NEEDED
+def test_what_a_build_that_was_stopped_leaves_is_gone_after_the_next(sources: Path) -> None:
+    whole, name = CHEAP.split("library, why"), "build.subprocess.run"
+    stops = f"import os\n{name} = lambda *a, check, **k: k.get('timeout') and os._exit(75) or "
+    stops += "MagicMock(stdout=b'')\n"
+    command = [
+        sys.executable,
+        "-c",
+        stops.join([whole[0], f"library, why{whole[1]}"]),
+        str(sources),
+    ]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run(command, env=env, check=False, timeout=120).returncode == 75
+    kept = files.cache_root() / "code" / "kernels"
+    assert len(list(kept.glob("building-*"))) == 1, "the control: it leaves something"
+    assert load(sources) == "42"
+    assert {path.name for path in kept.iterdir()} == {".lock", built().name}
+
+
 def truncated(content: bytes) -> bytes:
     return content[: len(content) // 2]
 

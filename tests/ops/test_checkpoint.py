@@ -130,6 +130,7 @@ def test_another_configuration_is_refused_by_the_names_of_its_settings(tmp_path,
     assert b"canary" not in path.read_bytes()
     meta = load(path)[1]
     check_config(meta, "a", {"anything": 1})
+    check_config(meta, "b", config | {"note": "***"})  # as a run's folder gives it back
     with pytest.raises(CheckpointError) as caught:
         check_config(meta, "b", config | {"algo.inner_lr": 0.2, "extra": None, "new": 3})
     text = str(caught.value)

@@ -92,6 +92,22 @@ def test_space_is_counted_in_units_that_can_be_read(tmp_path, monkeypatch):
     assert "needed: less than 1 MiB, " in str(storage_error(full, tmp_path, 1))
 
 
+@pytest.mark.parametrize("name", ["", "config.yaml", "evaluations/digest"])
+def test_a_run_that_cannot_be_written_is_to_be_copied(tmp_path, name):
+    refusal = OSError(errno.EROFS, "Read-only file system")
+    new = str(storage_error(refusal, tmp_path / "run" / name, 1))
+    assert new.endswith("set METARUN_OUTPUTS to another folder, then give the same command again")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "records.jsonl").touch()
+    there = str(storage_error(refusal, tmp_path / "run" / name, 1))
+    assert f"copy {tmp_path / 'run'} to where you may write" in there
+    assert "METARUN_OUTPUTS" not in there
+    full = str(storage_error(OSError(errno.ENOSPC, "No space"), tmp_path / "run" / name, 1))
+    assert "make room, or set METARUN_OUTPUTS" in full
+    large = str(storage_error(OSError(errno.EFBIG, "File too large"), tmp_path / "run" / name, 1))
+    assert "make it writable" not in large
+
+
 @pytest.mark.parametrize("below", ["", "deeper", "much/deeper"])
 def test_a_folder_under_a_regular_file_is_refused(tmp_path, below):
     (tmp_path / "file").write_text("mine")

@@ -17,7 +17,7 @@ from metarun.records import Records
 from metarun.tracking import none, start_mirror, sync_main, wandb
 from metarun.tracking.rows import Row, adaptation, comparison_table, figures, rows, summary
 from metarun.tracking.settings import choose_mode
-from metarun.tracking.start import LABEL, read_label
+from metarun.tracking.start import LABEL, LOG, read_label
 
 SETTINGS = wandb(project="p", entity=None, tags=["a"], mode="auto", timeout_s=1.0, log_images=True)
 ACCURACY = {"mean": 0.6, "ci95": 0.01, "tasks": 600, "step": 2, "by_step": [0.2, 0.5, 0.6]}
@@ -220,5 +220,8 @@ def test_sync_explains_what_it_cannot_do(tmp_path, capsys, monkeypatch):
         error = capsys.readouterr().err
         assert text in error
         assert error.count("\n") == 1
+    (tmp_path / LOG).mkdir()
+    assert sync_main([str(tmp_path)]) == 5
+    assert f"{tmp_path / LOG}: Is a directory; " in capsys.readouterr().err
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert sync_main([str(tmp_path)]) == 2

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors import torch as safetensors
 from tiny import tiny_config
 
-from metarun import cli
+from metarun import checkpoint, cli
 from metarun.errors import CheckpointError, ConfigError, PreemptedError
 from metarun.outcome import versions
+from metarun.records import read
 from metarun.report.pooling import methods
 from metarun.report.runs import load
 from metarun.run import run_job
@@ -95,6 +101,21 @@ def test_an_evaluation_keeps_every_secret(tmp_path: Path, monkeypatch) -> None:
         assert b"canary" not in path.read_bytes(), path
 
 
+def test_a_run_whose_settings_hold_a_secret_is_found_again_and_tested(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_config("algo=maml", "algo.adapt=head.*")
+    monkeypatch.setenv("SOME_TOKEN", "head.*")
+    assert run_job(config, tmp_path) == 0
+    assert "head.*" not in (tmp_path / "config.yaml").read_text()
+    assert run_job(config, tmp_path) == 0
+    assert "already complete" in capsys.readouterr().out
+    (tmp_path / "outcome.json").unlink()
+    assert run_job(config, tmp_path) == 0
+    assert "going on from meta-step 12" in capsys.readouterr().out
+    assert run_job(config | {"seed": 1}, tmp_path) == 2, "the control"
+
+
 @pytest.mark.parametrize("damaged", ["", "{", "[]", '{"status": "preempted"}'])
 def test_a_run_that_is_not_finished_is_not_tested(damaged: str, tmp_path: Path) -> None:
     assert run_job(tiny_config("algo=maml"), tmp_path) == 0
@@ -104,6 +125,32 @@ def test_a_run_that_is_not_finished_is_not_tested(damaged: str, tmp_path: Path) 
         evaluate_again.main([str(tmp_path)])
     assert run_job(tiny_config("algo=maml"), tmp_path) == 0, "the same command mends it"
     assert json.loads((tmp_path / "outcome.json").read_text())["test"] == json.loads(whole)["test"]
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_bytes(b"x")])
+def test_a_best_checkpoint_that_is_lost_comes_back_as_is_said(
+    harm: Callable[[Path], object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, checkpoints = tiny_config("algo=maml"), tmp_path / "checkpoints"
+    assert run_job(config, tmp_path) == 0
+    whole = (checkpoints / "best.safetensors").read_bytes()
+    harm(checkpoints / "best.safetensors")
+    said = (
+        rf"; delete {checkpoints}, and outcome\.json beside it if there is one; then metarun resu"
+    )
+    with pytest.raises(CheckpointError, match=said):
+        evaluate_again.main([str(tmp_path)])
+    (tmp_path / "outcome.json").unlink()
+    before = len(read(tmp_path))
+    assert run_job(config, tmp_path) == 3, "what was best is in no other checkpoint"
+    assert re.search(said, capsys.readouterr().err)
+    if harm is Path.unlink:
+        assert {r["kind"] for r in read(tmp_path)[before:]} == {"end"}, "before training"
+    shutil.rmtree(checkpoints)
+    assert run_job(config, tmp_path) == 0
+    again, _ = checkpoint.load(checkpoints / "best.safetensors")
+    assert safetensors.load(whole).keys() == again.keys()
+    assert all(torch.equal(again[key], value) for key, value in safetensors.load(whole).items())
 
 
 def test_what_an_evaluation_would_ignore_is_refused(tmp_path: Path) -> None:

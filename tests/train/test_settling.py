@@ -92,9 +92,13 @@ def test_what_was_tuned_for_other_work_is_not_believed(
     assert [reason(*words) for words in others] == [earlier] * len(others)
     monkeypatch.setattr("metarun.engine.tuning.processor", lambda: "another")
     assert reason() == "measured"
-    (tmp_path / "metarun" / "batching.json").write_text("{")
-    assert reason() == "measured"
-    assert len(json.loads((tmp_path / "metarun" / "batching.json").read_text())) == 1
+    for damaged in ("{", "[]"):
+        (tmp_path / "metarun" / "batching.json").write_text(damaged)
+        assert reason() == "measured"
+        assert len(json.loads((tmp_path / "metarun" / "batching.json").read_text())) == 1
+    for nowhere in ("/proc/none", str(tmp_path / "metarun" / "batching.json")):
+        monkeypatch.setenv("XDG_CACHE_HOME", nowhere)
+        assert [reason(), reason()] == ["measured", "measured"]
 
 
 @KERNELS

@@ -206,9 +206,11 @@ def test_weights_that_saw_what_is_tested_are_refused(
         other = check(images(f"weights={word}", "dataset.split_seed=1"))
         with pytest.raises(ConfigError, match=r"of this test split's classes, \d "):
             assemble(other, outputs)
-    monkeypatch.setattr(evaluate_again, "_refuse_seen", lambda *_: None)  # of its own classes
-    with pytest.raises(ConfigError, match=r"weights: pre: of this test split's classes, \d "):
+    monkeypatch.setattr(evaluate_again, "refuse_seen", lambda *_: None)  # of its own classes
+    with pytest.raises(ConfigError, match=r"of the training or validation of weights=pre;"):
         evaluate_again.main([str(outputs / "second"), "dataset.split_seed=1"])
     Image.new("L", (4, 4), 255).save(outputs / "images" / "class0" / "9.png")
-    with pytest.raises(DataError, match="its images have changed since"):
+    with pytest.raises(
+        DataError, match=r"weights=pre: its data set has changed since, in validation"
+    ):
         assemble(check(images("weights=pre", "dataset.rotations=none")), outputs)

@@ -241,7 +241,7 @@ def _without(words: list[str], overrides: list[str]) -> list[str]:
 
 def _of_all(words: list[str]) -> list[str]:
     """Let --info alone ask for all there is; the parser takes the word that follows for its own."""
-    after = [*words[1:], "-"]
+    after = [*words, "-"][1:]
     alone = [
         w in INFO_FLAGS and ("=" in n or n[:1] == "-") for w, n in zip(words, after, strict=True)
     ]

@@ -116,3 +116,10 @@ def test_each_of_them_is_a_setting_of_hydra() -> None:
 def test_the_others_are_taken(word: str, key: str, value: str) -> None:
     found = OmegaConf.select(compose(parse([*TINY, word])).config.hydra, key)
     assert str(found).endswith(value)
+
+
+def test_no_words_at_all_are_the_defaults() -> None:
+    """`metarun` alone is a run, and `metarun verify` alone a check."""
+    command = parse([])
+    assert (command.flags, command.overrides, command.sweep) == ([], [], False)
+    assert compose(command).config.dataset._target_ == "metarun.data.glyphs.glyphs"

@@ -87,6 +87,7 @@ def looked_at(spoil: Callable[[Tasks], Any]) -> None:
 def test_tasks_as_they_should_be() -> None:
     looked_at(lambda tasks: tasks)
     looked_at(lambda tasks: replace(tasks, query_x=tasks.query_x.double()))
+    looked_at(lambda t: replace(t, query_x=t.query_x + 1e-7 * len(t)))  # rounded otherwise
     check_examples("dataset=own", as_source("dataset=own", Dots()), 0)
 
 

@@ -121,6 +121,7 @@ def _settings(work: Work, tasks: Tasks, threads: int) -> list[str]:
         f"task.ways={work.ways}",
         f"task.shots={work.shots}",
         f"task.queries={work.queries}",
+        f"task.test_queries={work.queries}",
         f"algo={'imaml' if work.algorithm == 'imaml' else 'maml'}",
         f"algo.steps={work.steps}",
         f"algo.inner_lr={work.inner_lr}",

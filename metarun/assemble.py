@@ -13,13 +13,23 @@ import torch
 
 from metarun.algorithms.base import MetaAlgorithm
 from metarun.config import Checked, Part
+from metarun.contract import (
+    as_algorithm,
+    as_meta,
+    as_net,
+    as_source,
+    check_examples,
+    check_tasks,
+    refuse_late_turn,
+    refuse_lone_rows,
+)
 from metarun.data.source import Source, Split
 from metarun.errors import ConfigError
 from metarun.evaluate import Scores, evaluate
 from metarun.gradients.metagradient import ALONE
 from metarun.hardware import WORTH_A_THREAD, Hardware
 from metarun.models.layers import kernel_blocks, use_kernels
-from metarun.models.net import Net, alone_in_norm, set_running, use_running
+from metarun.models.net import set_running, use_plain_attention, use_running
 from metarun.numerics.chunks import halving
 from metarun.numerics.compiled import pays
 from metarun.numerics.longloop import observed
@@ -59,7 +69,8 @@ class Experiment:
 
     def initial(self) -> Meta:
         """Return the meta-parameters before training, on the device."""
-        meta = self.algorithm.init(self.problem.initial())
+        called = f"algo={self.parts['algo'].name}"
+        meta = as_meta(called, self.algorithm.init(self.problem.initial()))
         return {
             group: {
                 n: v.to(self.hardware.device, self.hardware.dtype).clone()
@@ -190,16 +201,20 @@ def assemble(checked: Checked, data_root: Path) -> Experiment:
             "step that validation chooses must be on the test's curve"
         )
     hardware: Hardware = _build(checked.parts["hardware"])
-    source: Source = _build(checked.parts["dataset"], data_root).to(hardware.device)
+    source = as_source(checked.called("dataset"), _build(checked.parts["dataset"], data_root))
+    source = source.to(hardware.device)
     for queries in {task.queries, task.test_queries}:
         source.check(ways=task.ways, shots=task.shots, queries=queries)
+    check_tasks(checked.called("dataset"), source, task, test.seed)
     begun = given(checked.weights) if checked.weights else None
     if begun:
         refuse_begun(begun, checked.parts["dataset"], source, data_root)
     problem, algorithm = learning(checked, source, hardware, begun)
+    if algorithm.batches == "examples":
+        check_examples(checked.called("dataset"), source, checked.seed)
     if algorithm.meta_grad is None:  # nothing is trained, so nothing is rounded
         hardware = replace(hardware, precision="full")
-    _check_turn(algorithm, sections["budget"])
+    refuse_late_turn(algorithm, sections["budget"])
     settings = checked.parts["hardware"].values
     batch = sections["outer"].batch if algorithm.meta_grad else 1  # nothing is trained: no sharing
     hardware = hardware.sharing(settings, batch, _unshared(checked, algorithm))
@@ -233,13 +248,15 @@ def learning(
         outputs = source.targets
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(checked.seed)
-        model: Net = _build(checked.parts["model"], source.features, outputs)
+        use_plain_attention()
+        model = _build(checked.parts["model"], source.features, outputs)
+        model = as_net(checked.called("model"), model, source.features, outputs)
         if begun:
             put(begun, model, checked.parts["model"].name)
         model = model.to(hardware.device, hardware.dtype)
-        _refuse_lone_rows(model, checked.sections["task"], source.features)
+        refuse_lone_rows(model, checked.sections["task"], source.features)
         problem = Problem(model, source.kind, source.train_classes, hardware.precision)
-        algorithm: MetaAlgorithm = _build(checked.parts["algo"], problem)
+        algorithm = as_algorithm(checked.called("algo"), _build(checked.parts["algo"], problem))
     if shape.shots < algorithm.least_shots:
         raise ConfigError(
             f"task.shots: {shape.shots} is too few: algo={checked.parts['algo'].name} as it is set "
@@ -247,15 +264,6 @@ def learning(
             f"task.shots={algorithm.least_shots} or more"
         )
     return algorithm.problem or problem, algorithm
-
-
-def _check_turn(algorithm: MetaAlgorithm, budget: Budget) -> None:
-    turn = algorithm.turn
-    if turn is not None and budget.unit == "meta_steps" and turn.step >= budget.total:
-        raise ConfigError(
-            f"algo.warm_up: {turn.step} meta-steps, and the budget ends before the phase after "
-            f"them; give fewer, or a budget.total above {turn.step} (here {budget.total:g})"
-        )
 
 
 def _unshared(checked: Checked, algorithm: MetaAlgorithm) -> str | None:
@@ -269,19 +277,6 @@ def _unshared(checked: Checked, algorithm: MetaAlgorithm) -> str | None:
 
 
 _SECTIONS = ("task", "outer", "budget", "validation", "test", "checkpoints")
-
-
-def _refuse_lone_rows(model: Net, task: TaskShape, features: tuple[int, ...]) -> None:
-    """Refuse batch statistics of a single row: they leave nothing of it."""
-    rows = {"shots": task.shots}
-    if model.bn_mode == "transductive":
-        rows |= {"queries": task.queries, "test_queries": task.test_queries}
-    for key, count in rows.items() if model.bn_mode else ():
-        if task.ways * count == 1 and alone_in_norm(model, features):
-            raise ConfigError(
-                f"task.{key}: 1 leaves model.norm=batch a single row, whose variance is 0; set it "
-                "to 2 or more, or model.norm=layer, group or none"
-            )
 
 
 def _workers(hardware: Hardware, algorithm: MetaAlgorithm, problem: Problem) -> Workers:

@@ -34,9 +34,22 @@ FIRST_WORDS = (*VERBS, "--help", "--version")
 
 def entry() -> NoReturn:
     """Be the process `metarun`."""
+    _open_closed_streams()
     code = main()
     let_end()
     sys.exit(code)
+
+
+def _open_closed_streams() -> None:
+    """Give a process that was begun without a stream an empty one.
+
+    Python has None in its place, and the next file that is opened would get its number, which
+    children take for theirs.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest that is free
+            setattr(sys, name, os.fdopen(number, "w" if number else "r"))
 
 
 def main(argv: list[str] | None = None) -> int:

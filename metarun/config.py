@@ -18,7 +18,13 @@ from pydantic import Field
 from metarun.errors import ConfigError
 from metarun.nearest import shown, unknown
 from metarun.paths import conf_dir
-from metarun.settings.schema import Parameter, checked, converted, parameters
+from metarun.settings.schema import (
+    Parameter,
+    check_signature,
+    checked,
+    converted,
+    parameters,
+)
 from metarun.settings.sections import GROUPS, SECTIONS, Count, Outer
 from metarun.settings.together import check_together
 
@@ -29,6 +35,7 @@ NAMESPACES = {  # where a group's factory may live; $METARUN_ALLOW adds more, ne
     "hardware": "metarun.hardware.",
     "tracking": "metarun.tracking.",
 }
+GIVEN = {"algo": ("problem",), "dataset": ("root",), "model": ("features", "outputs")}
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
 NAME = re.compile(r"[A-Za-z0-9][\w.=,+-]{0,119}", re.ASCII)
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -89,6 +96,10 @@ class Checked:
     tracking: Any  # what the group tracking builds: TrackingSettings, or None
     launch: Launch
     search: Search
+
+    def called(self, group: str) -> str:
+        """Return a group and what was chosen of it, as on a command line."""
+        return f"{group}={self.parts[group].name}"
 
 
 def compose_job(overrides: list[str]) -> dict[str, Any]:
@@ -238,6 +249,7 @@ def _factory(group: str, target: str) -> Callable[..., Any]:
     home = f"{getattr(found, '__module__', '')}."
     if not callable(found) or not home.startswith((NAMESPACES[group], *_extra_namespaces())):
         raise ConfigError(f"{group}._target_: {module_name} has no factory {name}")
+    check_signature(f"{group}._target_: {target}", found, GIVEN.get(group, ()))
     return found
 
 

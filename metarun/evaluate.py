@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from metarun.algorithms.base import MetaAlgorithm
-from metarun.errors import DivergedError
+from metarun.errors import ConfigError, DivergedError
 from metarun.inner import over_tasks
 from metarun.numerics.parallel import Workers
 from metarun.problem import Meta, Params, Problem
@@ -76,6 +76,9 @@ def evaluate(
     """Score adaptation after 0..steps steps on every task; `check` is called between batches.
 
     With `each_start` also from every start, chosen or not: for the report, after all is decided.
+
+    Raises:
+        ConfigError: an adaptation is not the start and one set of parameters a step.
     """
     metric: Metric = "accuracy" if problem.kind == "classification" else "mse"
 
@@ -85,8 +88,8 @@ def evaluate(
         def curve(adapted: Iterator[Params]) -> Tensor:
             found: list[Tensor] = []
             before: Params | None = None
-            for params in adapted:  # a closed form gives the same at every step: scored once
-                same = params is before
+            for params in counted(adapted, steps):
+                same = params is before  # a closed form's at every step: scored once
                 found.append(found[-1] if same else score(problem, params, tasks).double())
                 before = params
             return torch.stack(found, 1).cpu()
@@ -108,6 +111,28 @@ def evaluate(
     assert values is not None
     assert mode is not None
     return Scores(metric, values, mode, assignment, by_start)
+
+
+def counted(adapted: Iterator[Params], steps: int) -> Iterator[Params]:
+    """Yield what an adaptation gives: the start, and the parameters after each step.
+
+    Raises:
+        ConfigError: it gives anything else, so that a curve would be of other steps.
+    """
+    found = 0
+    for params in adapted:
+        if not isinstance(params, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(
+                f"algo: its adapt gave a {type(params).__name__}; must yield the tasks' parameters "
+                "by name, at the start and after each step"
+            )
+        found += 1
+        yield params
+    if found != steps + 1:
+        raise ConfigError(
+            f"algo: its adapt gave {found} sets of parameters for {steps} inner steps; must yield "
+            f"{steps + 1}, the start and one after each step"
+        )
 
 
 def score(problem: Problem, params: Params, tasks: Tasks) -> Tensor:

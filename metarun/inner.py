@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from metarun.errors import ConfigError
 from metarun.problem import Meta, Params
 
 # A learner, meta-parameters, support x and y [T, S, ...], steps -> parameters [T, ...] after each.
@@ -87,7 +88,9 @@ def inner_step(
     count = support[0].shape[0]
     names = [name for name in params if name in learner.adapted]
     with torch.enable_grad():
-        losses = over_tasks(learner.loss, shared=1, count=count)(meta, params, *support)
+        losses = over_tasks(partial(_loss, learner.loss), shared=1, count=count)(
+            meta, params, *support
+        )
         gradient = torch.autograd.grad(
             losses.sum(), [params[name] for name in names], create_graph=second_order
         )
@@ -97,6 +100,23 @@ def inner_step(
     return params | moved
 
 
+def _loss(
+    loss: Callable[[Meta, Params, Tensor, Tensor], Tensor],
+    meta: Meta,
+    params: Params,
+    x: Tensor,
+    y: Tensor,
+) -> Tensor:
+    found: Any = loss(meta, params, x, y)
+    if not isinstance(found, Tensor) or found.dim():
+        shape = f"of shape {[*found.shape]}" if isinstance(found, Tensor) else repr(found)
+        raise ConfigError(
+            f"algo: a task's inner loss is {shape}; must be a tensor of one number, such as the "
+            "mean over the support"
+        )
+    return found
+
+
 def _update(
     update: Callable[[Meta, int, Params, Params], Params],
     step: int,
@@ -104,7 +124,18 @@ def _update(
     params: Params,
     gradient: Params,
 ) -> Params:
-    return update(meta, step, params, gradient)
+    moved: Any = update(meta, step, params, gradient)
+    if not isinstance(moved, dict):
+        raise ConfigError(
+            f"algo: its update gave a {type(moved).__name__}; must be the parameters, by name"
+        )
+    for name, value in params.items():
+        if name in moved and moved[name].shape != value.shape:
+            raise ConfigError(
+                f"algo: its update gave {name} of shape {[*moved[name].shape]}; must be "
+                f"{[*value.shape]}, as before"
+            )
+    return moved
 
 
 def adapt(

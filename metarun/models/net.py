@@ -103,3 +103,13 @@ def use_running(model: nn.Module, on: bool) -> None:
     for module in model.modules():
         if isinstance(module, Norm):
             module.frozen = on and module.kind == "batch"
+
+
+def use_plain_attention() -> None:
+    """Have torch compute attention by plain operations; the fused ones have no second derivative.
+
+    The switches are named after CUDA and hold on every device.
+    """
+    torch.backends.cuda.enable_flash_sdp(False)
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
+    torch.backends.cuda.enable_cudnn_sdp(False)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from metarun.report.result import Entry
-from metarun.report.words import budget, flop, happened, seconds, several
+from metarun.report.words import budget, flop, happened, listed, seconds, several
 
 FEW_TASKS = 100
 
@@ -38,7 +38,7 @@ def notices(entries: Sequence[Entry]) -> tuple[str, ...]:
     lines = [
         _differ(entries, "Normalisation", lambda e: e.normalisation),
         _differ(entries, "Model", lambda e: e.model),
-        _differ(entries, "Training seeds", lambda e: ", ".join(map(str, e.seeds))),
+        _differ(entries, "Training seeds", lambda e: listed(e.seeds)),
         _differ(entries, "Most steps at test", lambda e: str(len(e.by_step) - 1)),
         _differ(entries, "Hardware", lambda e: "; ".join(e.devices), "; seconds do not compare"),
         *(f"{e.label}: {_happened(e)} while training." for e in entries if e.divergence),

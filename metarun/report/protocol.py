@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from metarun.report.words import budget, queries, shape
+from metarun.report.words import budget, listed, queries, shape
 
 if TYPE_CHECKING:
     from metarun.report.result import Section
@@ -24,7 +24,7 @@ def protocol(section: Section) -> list[tuple[str, str]]:
         ("Normalisation", _each([entry.normalisation for entry in section.entries])),
         ("Budget", _each([budget(entry.budget) for entry in section.entries])),
         ("Model", _each([entry.model for entry in section.entries])),
-        ("Seeds", _each([", ".join(map(str, entry.seeds)) for entry in section.entries])),
+        ("Seeds", _each([listed(entry.seeds) for entry in section.entries])),
         ("Hardware", _each([device for entry in section.entries for device in entry.devices])),
     ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 UNITS = {
@@ -33,6 +33,18 @@ def bare(value: float, metric: str) -> str:
 def signed(difference: float, ci95: float | None, metric: str) -> str:
     """Return a difference with its sign: '+9.1 ± 0.9' percentage points, or the error's unit."""
     return _with_spread(difference, ci95, metric, "+").replace("-", MINUS)
+
+
+def listed(numbers: Sequence[int]) -> str:
+    """Return '0, 1, 2, 7 to 66': numbers in their order, four or more in a row as a range."""
+    rows: list[list[int]] = []
+    for number in numbers:
+        if rows and number == rows[-1][-1] + 1:
+            rows[-1].append(number)
+        else:
+            rows.append([number])
+    said = [f"{r[0]} to {r[-1]}" if len(r) > 3 else ", ".join(map(str, r)) for r in rows]
+    return ", ".join(said)
 
 
 def over_seeds(ci95: float | None, seeds: int, metric: str) -> str:

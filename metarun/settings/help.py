@@ -22,7 +22,7 @@ VERBS = {
     ),
     "doctor": ("", "Say what is installed, on disk and missing."),
     "evaluate": (
-        "RUN [key=value]...",
+        "RUN [key=value]... [--config-dir DIR]",
         "Test a finished run again, with other dataset, task, test or hardware settings.",
     ),
     "resume": ("DIR", "Go on with a run or a sweep."),
@@ -31,7 +31,7 @@ VERBS = {
         "Send to Weights & Biases what it does not have yet of these runs.",
     ),
     "verify": (
-        "[key=value]...",
+        "[key=value]... [--config-dir DIR]",
         "Check gradients, batching, labels and leakage of your model and algorithm.",
     ),
 }

@@ -11,7 +11,7 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from metarun.errors import ConfigError
 from metarun.nearest import did_you_mean, shown, unknown
@@ -22,6 +22,12 @@ WORDS = {
     bool: "true or false",
     str: "text",
     Path: "a path",
+}
+_KINDS = {
+    "only positional": inspect.Parameter.POSITIONAL_ONLY,
+    "positional": inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    "rest": inspect.Parameter.VAR_POSITIONAL,
+    "others": inspect.Parameter.VAR_KEYWORD,
 }
 BOUNDS = {"ge": "of at least", "gt": "above", "le": "of at most", "lt": "below"}
 
@@ -42,6 +48,37 @@ def parameters(factory: Callable[..., Any]) -> dict[str, Parameter]:
         for name, parameter in inspect.signature(factory).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY
     }
+
+
+def check_signature(where: str, factory: Callable[..., Any], given: tuple[str, ...]) -> None:
+    """Refuse a factory that metarun cannot call with `given` by position and settings by keyword.
+
+    Raises:
+        ConfigError: it takes other arguments, or an annotation is no type that can be checked.
+    """
+    taken = inspect.signature(factory).parameters.values()
+    kinds = {name: [p for p in taken if p.kind is kind] for name, kind in _KINDS.items()}
+    named = [*kinds["only positional"], *kinds["positional"]]
+    if len(named) < len(given) and not kinds["rest"]:
+        raise ConfigError(
+            f"{where} takes {len(named)} arguments by position; must take {', '.join(given)}, and "
+            "each setting after a * in its signature"
+        )
+    loose = [p.name for p in named[len(given) :]] + [f"**{p.name}" for p in kinds["others"]]
+    if loose:
+        raise ConfigError(
+            f"{where} takes {', '.join(loose)} otherwise than by keyword only; write each setting "
+            f"after a *, as in ({', '.join((*given, '*', 'setting: float'))})"
+        )
+    try:
+        for parameter in parameters(factory).values():
+            TypeAdapter[Any](parameter.annotation)
+    except (NameError, PydanticUserError) as error:
+        raise ConfigError(
+            f"{where} has an annotation that no setting can be checked by: "
+            f"{str(error).partition('. ')[0]}; use int, float, bool, str, Literal, lists of these, "
+            "Annotated with pydantic's Field, or no annotation"
+        ) from None
 
 
 def checked(

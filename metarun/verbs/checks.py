@@ -15,6 +15,7 @@ from torch import Tensor
 
 from metarun.assemble import Experiment
 from metarun.errors import MetarunError
+from metarun.evaluate import counted
 from metarun.gradients.estimators import has_noise
 from metarun.gradients.metagradient import query_losses
 from metarun.inner import leaves, over_tasks
@@ -58,8 +59,7 @@ def checks(subject: Subject) -> Iterator[Row]:
     if experiment.problem.model.bn_mode != "running":  # has its averages at test only
         yield normalisation(experiment, meta)
     yield symmetric_hessian(experiment, meta)
-    meta_grad = experiment.algorithm.meta_grad
-    if meta_grad is None:
+    if (meta_grad := experiment.algorithm.meta_grad) is None:
         yield Row("gradient", "ok", "the algorithm trains nothing")
         return
     tasks = few(experiment)
@@ -82,8 +82,7 @@ def checks(subject: Subject) -> Iterator[Row]:
 
 def few(experiment: Experiment) -> Tasks:
     """Return a small training batch."""
-    small = replace(experiment, outer=replace(experiment.outer, batch=TASKS))
-    return small.batch(0)
+    return replace(experiment, outer=replace(experiment.outer, batch=TASKS)).batch(0)
 
 
 def adaptation(experiment: Experiment, meta: Meta) -> Row:
@@ -224,8 +223,7 @@ def no_leakage(subject: Subject, meta: Meta, tasks: Tasks) -> Row:
         return replace(tasks, query_y=y.where(~those.view(1, -1, *(1,) * (y.dim() - 2)), other))
 
     each = [changed(0, 1), changed(0), changed(1), changed()]
-    losses = [meta_grad(meta, one, 0).losses for one in each]
-    both, even, odd, none = losses
+    both, even, odd, none = losses = [meta_grad(meta, one, 0).losses for one in each]
     left = (both - even - odd + none).abs() / (both.abs() + even.abs() + odd.abs() + none.abs())
     if float(left.max()) <= SAME:
         return Row("no leakage", "ok", "query labels do not reach the adapted parameters")
@@ -268,7 +266,8 @@ def of_some_start(
 
 
 def _adapted(experiment: Experiment, meta: Meta, tasks: Tasks) -> Params:
-    return list(experiment.algorithm.adapt(meta, tasks.support_x, tasks.support_y, 1))[-1]
+    adapted = experiment.algorithm.adapt(meta, tasks.support_x, tasks.support_y, 1)
+    return list(counted(adapted, 1))[-1]
 
 
 def _gradient(experiment: Experiment, tasks: Tasks) -> Meta:
@@ -291,8 +290,9 @@ def _guarded(name: str, of: Callable[[Subject, Tasks], Row], subject: Subject, t
 def _exact_row(name: str, error: float, demand: str) -> Row:
     if error < EXACT:
         return Row(name, "ok", f"exact: relative error {error:.1e}")
-    detail = f"{demand}: relative error {error:.1e}; a kink of ReLU or max-pool?"
-    return Row(name, "warn" if error <= KINK else "fail", detail)
+    mild = error <= KINK
+    why = "a kink of ReLU or max-pool?" if mild else "is something detached?"
+    return Row(name, "warn" if mild else "fail", f"{demand}: relative error {error:.1e}; {why}")
 
 
 def _row(name: str, found: float, allowed: float, before: str = "") -> Row:

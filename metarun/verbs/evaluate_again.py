@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from metarun.report.clusters import families
 from metarun.run import DONE
 from metarun.seen import refuse_seen
 from metarun.settings import yamlfile
+from metarun.settings.compose import parse
+from metarun.settings.help import usage
 from metarun.settings.sections import GROUPS
 from metarun.signals import say_stopping, stop_requests
 from metarun.state import Vault
@@ -42,16 +45,22 @@ def main(argv: list[str]) -> int:
         CheckpointError: the run has no usable checkpoint.
         DivergedError: some task's score is not finite.
     """
-    if not argv or ("=" in argv[0] and named_folder(argv[0]) is None):
+    command = parse(argv)
+    run, *words = command.overrides or [""]
+    if not run or ("=" in run and named_folder(run) is None):
         raise ConfigError("evaluate: name a run folder first, as in metarun evaluate outputs/NAME")
-    folder = find_folder("evaluate", argv[0])
+    if command.sweep or command.shows:
+        raise ConfigError(
+            f"evaluate: tests once, without -m, --cfg and the like; {usage('evaluate')}"
+        )
+    folder = find_folder("evaluate", run)
     if not yamlfile.is_run(folder):
         raise ConfigError(f"evaluate: {folder} is not a run folder; a run folder holds config.yaml")
     trained = yamlfile.of_run(folder)
     finished = manifest.outcome(folder)
     if finished is None or finished["status"] != DONE:
         raise ConfigError(f"evaluate: {folder} is not finished; metarun resume {folder} goes on")
-    config = with_overrides(trained, argv[1:])
+    config = with_overrides(trained, words, command.flags)
     for group in config:
         if group not in ELSEWHERE and config[group] != trained[group]:
             raise ConfigError(
@@ -100,7 +109,7 @@ def main(argv: list[str]) -> int:
         "versions": versions(),
         "hardware": experiment.hardware.describe() | {"chunk": scores.at_once},
         "trained": {key: finished.get(key) for key in ("versions", "hardware")},
-        "overrides": argv[1:],
+        "overrides": words,
     }
     place = folder / "evaluations" / config_digest(config)[:8]
     prepare_folder(place)
@@ -112,8 +121,12 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def with_overrides(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+def with_overrides(
+    config: dict[str, Any], overrides: list[str], flags: Sequence[str] = ()
+) -> dict[str, Any]:
     """Return the configuration with `key=value` and `group=option` words applied to it.
+
+    Options are looked for where `flags` say, too: `--config-dir`.
 
     Raises:
         ConfigError: a word is not of that form, or names a setting that does not exist.
@@ -126,7 +139,7 @@ def with_overrides(config: dict[str, Any], overrides: list[str]) -> dict[str, An
             raise ConfigError(f"{word}: not an override; write key=value")
         if key in GROUPS:  # with its settings: some have no default
             own = [other for other in overrides if other.startswith(f"{key}.")]
-            changed[key] = compose_job([word, *own])[key]
+            changed[key] = compose_job([*flags, word, *own])[key]
             changed["choices"][key] = value
         elif OmegaConf.select(changed, key, default=changed) is changed:
             raise ConfigError(_no_such_setting(key, changed))

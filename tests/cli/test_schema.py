@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field
 
 from metarun.errors import ConfigError
 from metarun.nearest import did_you_mean, shown
-from metarun.settings.schema import checked, converted, describe, parameters
+from metarun.settings.schema import check_signature, checked, converted, describe, parameters
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -134,3 +134,31 @@ def test_nearest() -> None:
     assert did_you_mean("MAML", ["maml", "anil"]) == " (did you mean maml?)"
     assert did_you_mean("zzz", ["maml", "anil"]) == ""
     assert len(shown("y" * 1000)) < 70
+
+
+def by_keyword(problem: Any, *, lr: float, rest: list[str]) -> None: ...
+def by_position(problem: Any, lr: float, *, steps: int) -> None: ...
+def by_any_name(problem: Any, *, lr: float, **more: Any) -> None: ...
+def of_nothing(*, lr: float) -> None: ...
+def misspelt(problem: Any, *, lr: Raet) -> None: ...  # noqa: F821 # pyright: ignore
+def of_a_type(problem: Any, *, lr: CanaryError) -> None: ...
+
+
+class CanaryError:
+    """What no setting can be."""
+
+
+@pytest.mark.parametrize(
+    ("factory", "said"),
+    [
+        (by_position, r"^key takes lr otherwise .*; write each .*\(problem, \*, setting: float\)$"),
+        (by_any_name, r"^key takes \*\*more otherwise than by keyword only; write each setting"),
+        (of_nothing, r"^key takes 0 arguments by position; must take problem, and each"),
+        (misspelt, r"annotation .* checked by: name 'Raet' is not defined; use int, float"),
+        (of_a_type, r"schema for <class '.*CanaryError'>; use int, float"),
+    ],
+)
+def test_a_factory_of_ones_own_is_called_as_the_others(factory: Any, said: str) -> None:
+    check_signature("key", by_keyword, ("problem",))
+    with pytest.raises(ConfigError, match=said):
+        check_signature("key", factory, ("problem",))

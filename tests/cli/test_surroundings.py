@@ -71,3 +71,15 @@ def test_run_and_resume_succeed_anywhere(name: str, tmp_path: Path) -> None:
     assert "going on from meta-step 2" in metarun(program, place, more)
     assert found(run) == whole
     assert json.loads((run / "outcome.json").read_text())["status"] == "done"
+
+
+@pytest.mark.parametrize("closed", ["1", "2", "0 1 2"])
+@pytest.mark.parametrize("verb", ["--help", "doctor"])
+def test_a_stream_that_was_never_opened_is_an_empty_one(verb: str, closed: str) -> None:
+    """As under a daemon: Python has None there, and the next file would get the number."""
+    shut = " ".join(f"{number}>&-" for number in closed.split())
+    words = f"exec {sys.executable} -m metarun {verb} {shut}"
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(["sh", "-c", words], capture_output=True, env=env, check=False)
+    assert (ended.returncode, ended.stderr) == (0, b""), ended.stderr.decode()
+    assert bool(ended.stdout) == ("1" not in closed)

@@ -27,6 +27,21 @@ def test_score(mean, ci95, metric, expected):
     assert words.score(mean, ci95, metric) == expected
 
 
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [
+        ((), ""),
+        ((0,), "0"),
+        ((0, 1, 2), "0, 1, 2"),
+        ((0, 1, 2, 3), "0 to 3"),
+        ((1, 3, *range(7, 67), 99), "1, 3, 7 to 66, 99"),
+        ((3, 2, 1, 0), "3, 2, 1, 0"),
+    ],
+)
+def test_many_in_a_row_are_a_range(numbers, expected):
+    assert words.listed(numbers) == expected
+
+
 def test_signed_has_a_sign_and_a_true_minus():
     assert words.signed(0.0914, 0.0088, "accuracy") == "+9.1 ± 0.9"
     assert words.signed(-0.0914, 0.0088, "accuracy") == f"{words.MINUS}9.1 ± 0.9"

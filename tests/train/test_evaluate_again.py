@@ -215,6 +215,21 @@ def test_a_mistyped_setting_gets_the_nearest(word: str, said: str) -> None:
         evaluate_again.with_overrides(tiny_config("algo=maml"), [word])
 
 
+def test_a_data_set_of_ones_own_is_found_where_the_command_line_says(tmp_path: Path) -> None:
+    extra, run = tmp_path / "extra", tmp_path / "run"
+    (extra / "dataset").mkdir(parents=True)
+    own = "dataset: {_target_: metarun.data.sinusoid.sinusoid, test_grid: false}\n"
+    (extra / "dataset" / "mine.yaml").write_text(f"# @package _global_\n{own}")
+    assert run_job(tiny_config("algo=maml"), run) == 0
+    with pytest.raises(ConfigError, match=r"^dataset=mine: no such option"):
+        evaluate_again.main([str(run), "dataset=mine"])
+    with pytest.raises(ConfigError, match=r"^evaluate: tests once, without -m"):
+        evaluate_again.main([str(run), "-m", "test.tasks=3,4"])
+    found = outcome(evaluated(run, "--config-dir", str(extra), "dataset=mine"))
+    assert (found["dataset"], found["overrides"]) == ("mine", ["dataset=mine"])
+    assert found["task_list"] != outcome(run)["task_list"], "random places, no grid"
+
+
 @pytest.mark.parametrize("verb", ["resume", "evaluate"])
 def test_what_another_version_left_is_refused_in_one_line(
     verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys

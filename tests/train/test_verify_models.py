@@ -69,4 +69,12 @@ def test_a_layer_with_a_wrong_second_derivative_is_found() -> None:
     rows = found(maml, PLAIN, on)
     assert rows["Hessian symmetric"].state == "fail"
     assert rows["finite differences"].state == "fail"
+    assert "kink" not in rows["finite differences"].detail, "none is as wrong"
     assert rows["estimators agree"].state == "ok"  # they agree on the wrong
+
+
+def test_what_is_no_number_is_no_derivative() -> None:
+    on = oracles.problem("mlp")
+    on.model.body.activation = lambda x: torch.tanh(x) * float("nan")
+    row = one_row("finite differences", maml, on)
+    assert (row.state, "relative error nan" in row.detail) == ("fail", True)

@@ -79,7 +79,7 @@ def test_what_is_said_of_recompute_holds() -> None:
 )
 def test_who_asks_the_query_at_the_end_refuses_weights(estimator: Estimator) -> None:
     learner = pulled(counted()[0], 1.0)
-    with pytest.raises(ConfigError, match=r"^algo.estimator: .* at the end .*; use adjoint$"):
+    with pytest.raises(ConfigError, match=r"^algo.estimator: .* at the end .*; use adjoint, or"):
         estimate(estimator, ON, learner, 12, WEIGHTS)
 
 

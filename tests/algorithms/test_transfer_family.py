@@ -182,32 +182,6 @@ def test_a_head_on_kept_features_is_a_head_on_a_body_run_at_every_step(
         assert max(float((params[n] - adapted[0][n][t]).abs().max()) for n in head) > 1e-4
 
 
-LAST = {
-    "mlp": {"linears.1.weight", "linears.1.bias"},
-    "mlp-batch": {"linears.1.weight", "linears.1.bias", "norms.1.weight", "norms.1.bias"},
-    "conv4-batch": {
-        f"blocks.3.{of}.{leaf}" for of in ("conv", "norm") for leaf in ("weight", "bias")
-    },
-}
-
-
-@pytest.mark.parametrize("algo", ["transfer", "baselinepp"])
-@pytest.mark.parametrize("model", LAST)
-def test_the_last_block_is_its_layer_and_its_normalisation(model: str, algo: str) -> None:
-    factory, settings = {
-        "transfer": (transfer, dict(head="imprinted", lr_grid=[0.1])),
-        "baselinepp": (baselinepp, {**COSINES, "head": "imprinted"}),
-    }[algo]
-    algorithm = factory(problem(model), **{**settings, "finetune": "last_block"})
-    tasks, meta = image_tasks(model), started(algorithm)
-    first, *_, last = algorithm.adapt(meta, tasks.support_x, tasks.support_y, 2)
-    found = {name for name in first if not torch.equal(first[name], last[name])}
-    held = {"body.linears.1.bias", "body.blocks.3.conv.bias"}  # of which a batch's mean takes all
-    expected = {f"body.{name}" for name in LAST[model]}
-    assert expected - held <= {n for n in found if n.startswith("body.")} <= expected
-    assert any(name.startswith("head.") for name in found)
-
-
 @pytest.mark.parametrize("name", HEADS)
 def test_more_steps_of_a_head_cost_no_more_passes_of_the_body(name: str) -> None:
     algorithm, tasks = HEADS[name](problem("conv4-batch")), image_tasks("conv4-batch")

@@ -36,13 +36,15 @@ def test_the_same_watch_sees_one_kept_graph_a_step():
 
 @pytest.mark.faults
 @pytest.mark.parametrize(
-    ("steps", "drift"),
-    [(1_500, 0.1), pytest.param(20_000, 0.03, marks=(pytest.mark.nightly, LONG))],
+    ("steps", "drift", "slope"),
+    # A heap that settles grew by up to 2.9 MiB per 1,000 in the 750 steps that the short one sees,
+    # and by 0.03 in 12,000; an inner graph kept a step, the control, by more than 10.
+    [(1_500, 0.1, 5), pytest.param(20_000, 0.03, 0.5, marks=(pytest.mark.nightly, LONG))],
 )
-def test_a_long_soak(steps, drift):
+def test_a_long_soak(steps, drift, slope):
     grown = soak(steps)
     assert abs(grown["drift"]) < drift
-    assert grown["mib_per_1000_steps"] < 0.5
+    assert grown["mib_per_1000_steps"] < slope
     assert grown["mib"] < 5
     assert grown["files"] == grown["threads"] == grown["tensors"] == 0
 

@@ -1,5 +1,7 @@
 """Pooling, pairing, labels, fairness and the verdict."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -277,3 +279,26 @@ def test_curves_of_unequal_length_are_cut_to_the_shorter_seed(make_run):
     runs = [make_run("a", steps=10), make_run("b", seed=1, steps=5)]
     (section,) = compared(*runs).sections
     assert len(section.entries[0].by_step) == 6
+
+
+def test_a_method_of_which_a_training_seed_diverged_says_so(make_run, tmp_path):
+    """The mean of those that are left is the mean of the lucky ones."""
+
+    def diverged(seed, inner_lr=0.4):
+        lost = make_run(f"m{seed}-{inner_lr}", seed=seed, config=settings(inner_lr))
+        config = {"algo": "maml", "dataset": "glyphs", "model": "conv4", "seed": seed}
+        ended = config | {"status": "diverged", "exit_code": 4, "reason": "diverged: at step 3"}
+        (lost / "outcome.json").write_text(json.dumps(ended))
+
+    def settings(inner_lr):
+        return {"algo": {"inner_lr": inner_lr}}
+
+    make_run("t", "transfer")
+    make_run("m0", seed=0, config=settings(0.4))
+    diverged(1)
+    diverged(2)
+    diverged(3, inner_lr=40.0)  # another method, of which nothing is left
+    (section,) = compared(tmp_path).sections
+    assert [line for line in section.notices if "diverged" in line] == [
+        "maml: 2 of 3 training seeds diverged; its numbers are of the rest, which flatters it."
+    ]

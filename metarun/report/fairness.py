@@ -50,6 +50,26 @@ def notices(entries: Sequence[Entry]) -> tuple[str, ...]:
     return tuple(line for line in lines if line)
 
 
+def stand_in(reference: str) -> str:
+    """Say why this method is the one that the others are set against."""
+    return (
+        f"Neither transfer nor scratch took part and reference=NAME names no other: {reference}, "
+        "the best here, stands in."
+    )
+
+
+def heavy_tails(needed: Mapping[str, int], tasks: int) -> str:
+    """Say whose mean, or difference from the reference, a few of the tasks decide."""
+    skewed = [label for label, least in needed.items() if least > tasks]
+    if not skewed or tasks < FEW_TASKS:
+        return ""
+    most = float(f"{max(needed.values()):.1g}")
+    return (
+        f"Few tasks weigh heavily in the numbers of {several(skewed)}: their ± may be too narrow, "
+        f"their p too small; {most:,.0f} test tasks or more would do (test.tasks)."
+    )
+
+
 def _given(weights: Mapping[str, Any]) -> str:
     """Say what training began with, and that somebody has paid for it."""
     cost = weights.get("cost") or {}

@@ -9,6 +9,11 @@ from metarun.report.words import budget, listed, queries, shape
 if TYPE_CHECKING:
     from metarun.report.result import Section
 
+LEGEND = (
+    "± is 1.96 standard errors over tasks; p is two-sided, paired and of its row alone. "
+    "Both leave out the noise of training."
+)
+
 
 def title(section: Section) -> str:
     """Return 'glyphs, 5-way 1-shot', with the list of tasks where only that tells two apart."""

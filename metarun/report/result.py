@@ -59,7 +59,7 @@ class Pair:
     ci95: float
     p_value: float
     p_holm: float  # adjusted for all pairs of the section
-    p_holm_reference: float | None  # for those with the reference; None for a pair without it
+    p_holm_reference: float | None  # for those with the reference, if named; None without it
     tasks: int
     advantage: float  # the difference with its sign turned so that above zero a is better
     per_seed: tuple[SeedDifference, ...]  # seeds that both have
@@ -82,6 +82,7 @@ class Section:
     fair: bool  # budget unit and total are the same for all
     fairness: str  # the same in words, naming who differs; empty for a single method
     notices: tuple[str, ...]
+    stand_in: bool = False  # nobody named the reference: it is the best on these tasks
     twin: bool = False  # another section is of the same data set and shape, and of other tasks
 
     def entry(self, label: str) -> Entry:

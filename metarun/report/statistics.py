@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +41,17 @@ def mean_ci(scores: ArrayLike) -> Interval:
     if x.size < 2 or not np.isfinite(x).all():
         return Interval(float(x.mean()) if np.isfinite(x).all() and x.size else np.nan, np.nan)
     return Interval(float(x.mean()), float(Z95 * x.std(ddof=1) / np.sqrt(x.size)))
+
+
+def tasks_needed(scores: ArrayLike) -> int:
+    """Return how many tasks make 1.96 standard errors an honest interval for scores [T] so skewed.
+
+    Cochran, 1977, Sampling Techniques, section 2.15: 25 times the squared skewness.
+    """
+    x = np.asarray(scores, dtype=np.float64)
+    if (spread := float(x.std())) <= 1e-12 * float(np.abs(x).max()):
+        return 0
+    return math.ceil(25 * float((((x - x.mean()) / spread) ** 3).mean()) ** 2)
 
 
 def paired(a: ArrayLike, b: ArrayLike) -> Paired:

@@ -302,3 +302,18 @@ def test_a_method_of_which_a_training_seed_diverged_says_so(make_run, tmp_path):
     assert [line for line in section.notices if "diverged" in line] == [
         "maml: 2 of 3 training seeds diverged; its numbers are of the rest, which flatters it."
     ]
+
+
+def test_numbers_that_few_tasks_decide_are_said_to(make_run):
+    """Of a mean squared error with a long tail, 1.96 standard errors hold less than 95 %."""
+
+    def tail(outcome, arrays):
+        arrays["mse"][:] = np.random.default_rng(3).lognormal(0, 2, (600, 1))
+        outcome["test"]["mse"]["mean"] = float(arrays["mse"][:, 0].mean())
+
+    even = make_run("t", "transfer", metric="mse")
+    (section,) = compared(make_run("m", metric="mse", edit=tail), even).sections
+    (line,) = (line for line in section.notices if "Few tasks" in line)
+    assert line.startswith("Few tasks weigh heavily in the numbers of maml: their ± may be too")
+    (section,) = compared(make_run("s", "scratch", metric="mse"), even).sections
+    assert not any("Few tasks" in line for line in section.notices)

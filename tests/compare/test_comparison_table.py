@@ -44,8 +44,8 @@ def test_comparison_of_three_seeds(sweep):
         "The same budget for every method: 1,000 meta-steps.",
         "Test tasks: 600 held out, list ca978112; Queries: 15 a class; Normalisation:",
         "batch, transductive; Budget: 1,000 meta-steps; Model: conv4; Seeds: 0, 1, 2;",
-        "Hardware: cpu, 2 threads. ± is 1.96 standard errors over tasks; p is of its row",
-        "alone.",
+        "Hardware: cpu, 2 threads. ± is 1.96 standard errors over tasks; p is two-sided,",
+        "paired and of its row alone. Both leave out the noise of training.",
         "",
         "Not in the comparison",
     ]

@@ -53,8 +53,8 @@ def notices(entries: Sequence[Entry]) -> tuple[str, ...]:
 def stand_in(reference: str) -> str:
     """Say why this method is the one that the others are set against."""
     return (
-        f"Neither transfer nor scratch took part and reference=NAME names no other: {reference}, "
-        "the best here, stands in."
+        "No reference was named and neither transfer nor scratch took part: the others are set "
+        f"against {reference}, the best here (reference=NAME)."
     )
 
 

@@ -34,6 +34,7 @@ SPARE = ("#332288", "#000000", "#882255", "#117733", "#aa4499", "#999933", "#661
 MARKERS = "osD^vPX*<>hp"
 LINES = ("-", "--", ":", "-.")  # a colour's first use is drawn through
 ROOMY = {"x": 1.7, "y": 4.0}  # decades whose ticks at 1, 2, 5 have room for their names
+FAR = 100  # times the best start's error: a method that tells nothing
 INK, GRID = "#222222", "#e3e3e3"
 LOOK = {
     "axes.axisbelow": True,
@@ -171,7 +172,9 @@ def adaptation_axes(axes: Axes, metric: str, title: str) -> None:
     axes.set_ylabel(f"test {axis_label(metric)}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if metric == "mse":
-        spread(axes, 2 * max((y for y in _heights(axes, first=True) if y > 0), default=math.inf))
+        starts = [y for y in _heights(axes, first=True) if y > 0]
+        usual = [y for y in starts if y <= FAR * min(starts)]  # one may be lost from the start
+        spread(axes, 2 * max(usual, default=math.inf))
 
 
 def spread(axes: Axes, most: float = math.inf) -> None:

@@ -56,6 +56,9 @@ def test_a_curve_that_explodes_leaves_the_others_their_room():
         assert axes.get_yscale() == "linear"
         assert 2.5 < low < 2.9
         assert high == plots.cut_at(axes) == pytest.approx(7.2)
+        plots.curve(axes, [2e18, 2e18], [], "mse", style)
+        plots.adaptation_axes(axes, "mse", "")
+        assert axes.get_ylim() == (low, high)
 
 
 @pytest.mark.parametrize("most", [1e8, 2e8, 1e9, 4e9, 4e10, 5e13])

@@ -157,13 +157,13 @@ def test_a_reference_that_nobody_named_pays_for_all_pairs():
     scores = rng.normal(0.6, 0.1, TASKS)
     three = [run(name, scores + gain) for name, gain in dict(a=0, b=0.1, c=0.2).items()]
     assert section(three, None).notices[0] == (
-        "Neither transfer nor scratch took part and reference=NAME names no other: c, the best "
-        "here, stands in."
+        "No reference was named and neither transfer nor scratch took part: the others are set "
+        "against c, the best here (reference=NAME)."
     )
     assert "after Holm's correction for 3 comparisons" in verdict(section(three, None)).evidence
     named = section(three, "b")
     assert "after Holm's correction for 2 comparisons" in verdict(named).evidence
-    assert not any("stands in" in line for line in named.notices)
+    assert not any("the best here" in line for line in named.notices)
 
 
 def test_a_better_method_of_the_reference_s_kind_is_named():

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from metarun.report.result import Entry
+from metarun.report.result import Entry, Pair
 from metarun.report.words import budget, flop, happened, listed, seconds, several
 
 FEW_TASKS = 100
@@ -56,6 +56,18 @@ def stand_in(reference: str) -> str:
         "No reference was named and neither transfer nor scratch took part: the others are set "
         f"against {reference}, the best here (reference=NAME)."
     )
+
+
+def noisy(pairs: Sequence[Pair], reference: str) -> str:
+    """Say whose difference from the reference p calls clear and the training seeds do not."""
+    unsure = [
+        pair.a
+        for pair in pairs
+        if pair.b == reference and pair.seeds_ci95 is not None
+        if pair.p_value < 0.05 and pair.seeds_ci95 >= abs(pair.difference)
+    ]
+    start = "p below 0.05 over tasks, yet within the noise of training seeds"
+    return f"{start}: {several(unsure)}." if unsure else ""
 
 
 def heavy_tails(needed: Mapping[str, int], tasks: int) -> str:

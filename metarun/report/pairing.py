@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import cast
 
 from metarun.errors import ConfigError
-from metarun.report.fairness import fairness, heavy_tails, notices, stand_in
+from metarun.report.fairness import fairness, heavy_tails, noisy, notices, stand_in
 from metarun.report.pooling import Method, methods
 from metarun.report.result import Pair, Section, SeedDifference
 from metarun.report.runs import Run
@@ -30,6 +30,8 @@ def section(runs: Sequence[Run], reference: str | None) -> Section:
     named = _reference(found, reference)
     chosen = named or next((m for m in found if not m.entry.oracle), found[0]).entry.label
     fair, sentence = fairness(entries)
+    pairs = _pairs(found, chosen, 1 if up else -1, stand_in=named is None)
+    remarks = [*_remarks(found, chosen, stood_in=named is None), noisy(pairs, chosen)]
     return Section(
         dataset=str(first.outcome["dataset"]),
         shape=dict(first.outcome["shape"]),
@@ -38,11 +40,11 @@ def section(runs: Sequence[Run], reference: str | None) -> Section:
         tasks=len(first.task),
         reference=chosen,
         entries=entries,
-        pairs=_pairs(found, chosen, 1 if up else -1, stand_in=named is None),
+        pairs=pairs,
         modes=modes if len(modes) > 1 else (),
         fair=fair,
         fairness=sentence,
-        notices=(*_remarks(found, chosen, stood_in=named is None), *notices(entries)),
+        notices=(*filter(None, remarks), *notices(entries)),
         stand_in=named is None,
     )
 
@@ -103,7 +105,7 @@ def _remarks(found: Sequence[Method], reference: str, *, stood_in: bool) -> list
         for method in found
     }
     lines = [stand_in(reference)] if stood_in and len(found) > 1 else []
-    return [line for line in (*lines, heavy_tails(needed, len(base))) if line]
+    return [*lines, heavy_tails(needed, len(base))]
 
 
 def _mode_names(runs: Sequence[Run]) -> tuple[str, ...]:

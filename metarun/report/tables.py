@@ -80,8 +80,8 @@ def overview(section: Section) -> Table:
 
 
 def costs(section: Section) -> Table:
-    """Return what each method's training cost."""
-    head = ("Method", "Meta-steps", "Training time", "Compute", "Compute a step", "Peak memory")
+    """Return what each method's training cost, and what adapting to a new task takes."""
+    head = ("Method", "Meta-steps", "Training time", "Compute", "Compute a new task", "Peak memory")
     head += ("Model's parameters", "Meta-learned numbers")
     rows = tuple(
         (
@@ -89,14 +89,14 @@ def costs(section: Section) -> Table:
             count(entry.cost.get("meta_steps")),
             seconds(entry.cost.get("train_seconds")),
             flop(entry.cost.get("flops_total")),
-            flop(entry.cost.get("flops_per_meta_step")),
+            flop(entry.cost.get("flops_per_adaptation")),
             memory(entry.cost.get("peak_memory_bytes")),
             count(entry.cost.get("parameters")),
             count(entry.cost.get("meta_parameters")),
         )
         for entry in section.entries
     )
-    return Table("What training cost, mean over seeds", head, rows)
+    return Table("What training and a new task cost, mean over seeds", head, rows)
 
 
 def curves(section: Section) -> Table:
@@ -216,12 +216,14 @@ def of_run(outcome: Mapping[str, Any]) -> Table:
         rows += [("by step", curve), ("task", shape(shape_, metric))]
         rows += [("queries", queries(shape_, metric))]
     learned = counted(cost.get("meta_parameters"), "number")
+    adapting = cost.get("flops_per_adaptation")
     rows += [
         ("chosen", chosen(outcome.get("chosen") or {})),
         ("normalisation", str(outcome.get("normalisation", "not recorded"))),
         ("task list", str(outcome.get("task_list", ""))[:8] or "not recorded"),
         ("budget", budget(outcome.get("budget") or {})),
         ("training", training(cost)),
+        *([("a new task", f"{flop(adapting)} to adapt")] if adapting is not None else []),
         ("parameters", f"{count(cost.get('parameters'))} in the model; {learned} meta-learned"),
     ]
     if "effective" in (groups := outcome.get("clusters") or {}):

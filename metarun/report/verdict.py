@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from metarun.report.words import (
@@ -122,7 +123,8 @@ def _on(section: Section, reached: str) -> str:
 def _cost(best: Entry, reference: Entry) -> str:
     unequal = budget(best.budget) != budget(reference.budget)
     given = bool(best.weights or reference.weights)
-    said = _spent(best, reference) + " What given weights cost is not counted." * given
+    said = _spent(best, reference) + _adapting(best, reference, given)
+    said += " What given weights cost is not counted." * given
     return said + " Their budgets differ: not a fair contest." * unequal
 
 
@@ -135,3 +137,17 @@ def _spent(best: Entry, reference: Entry) -> str:
         return f"It took {times}{spent}."
     compute = f"{ratio(ours, theirs)} compute ({flop(ours)} against {flop(theirs)})"
     return f"It took {compute} and {times}."
+
+
+def _adapting(best: Entry, reference: Entry, given: bool) -> str:
+    """Say what a new task takes and, where one trains dearer and adapts cheaper, when it pays."""
+    ours, theirs = (entry.cost.get("flops_per_adaptation") for entry in (best, reference))
+    if ours is None or theirs is None:
+        return ""
+    said = f" Adapting to a new task takes {flop(ours)} against {flop(theirs)}"
+    trained, base = (entry.cost.get("flops_total", 0.0) for entry in (best, reference))
+    if given or (trained - base) * (theirs - ours) <= 0:
+        return f"{said}."
+    tasks = math.ceil((trained - base) / (theirs - ours))
+    many = f"from {tasks:,} tasks on" if trained > base else f"up to {tasks:,} tasks"
+    return f"{said}; counting training too, {best.label} needs less {many}."

@@ -97,8 +97,11 @@ def test_a_clear_answer_that_other_seeds_may_turn_says_so(gains, answer, doubtfu
         for seed, gain in enumerate(gains)
         for algo in ("maml", "transfer")
     ]
-    said = verdict(section(runs, None))
+    one = section(runs, None)
+    said = verdict(one)
     assert said.answer == answer
+    noisy = "p below 0.05 over tasks, yet within the noise of training seeds: maml."
+    assert (noisy in one.notices) == doubtful
     doubt = "Over 2 training seeds that difference is uncertain by ± "
     assert (doubt in said.evidence) == doubtful
 
@@ -230,3 +233,44 @@ def test_given_weights_are_named_and_their_cost_is_said_not_to_count(make_run):
     alone = compare(load([given, make_run("m2")]), reference="scratch")
     assert verdict(alone.sections[0]).cost.endswith(" What given weights cost is not counted.")
     assert verdict(alone.sections[0]).question.endswith("better than the pre-trained one?")
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "said"),
+    [
+        (
+            3e9,
+            5e9,
+            "3.0 GFLOP against 5.0 GFLOP; counting training too, maml needs less from 4,050",
+        ),
+        (5e9, 3e9, "5.0 GFLOP against 3.0 GFLOP."),  # dearer in both
+        (3e9, 3e9, "3.0 GFLOP against 3.0 GFLOP."),
+        (None, 3e9, None),  # a run from before it was counted
+    ],
+)
+def test_what_a_new_task_takes_and_from_how_many_on_training_pays(make_run, ours, theirs, said):
+    def adapts(flops):
+        return lambda outcome, _: outcome["cost"].update(flops_per_adaptation=flops)
+
+    runs = [make_run("m", edit=adapts(ours)), make_run("t", "transfer", edit=adapts(theirs))]
+    (one,) = compare(load(runs)).sections
+    cost = verdict(one).cost
+    assert ("Adapting to a new task takes" in cost) == (said is not None)
+    assert said is None or said in cost
+    (turned,) = compare(load(runs), reference="maml").sections
+    if said and "needs less" in said:
+        assert "transfer needs less up to 4,050 tasks." in verdict(turned).cost
+    assert "Compute a new task" in document(compare(load(runs)), [])
+
+
+def test_no_number_of_tasks_pays_for_weights_whose_cost_is_not_counted(make_run):
+    def began(outcome, _):
+        outcome["cost"]["flops_per_adaptation"] = 3e9
+        outcome["weights"] = {"from": "pre", "sha256": "0", "cost": None}
+
+    def dear(outcome, _):
+        outcome["cost"]["flops_per_adaptation"] = 5e9
+
+    runs = [make_run("m", edit=began), make_run("t", "transfer", edit=dear)]
+    cost = verdict(compare(load(runs)).sections[0]).cost
+    assert "takes 3.0 GFLOP against 5.0 GFLOP. What given weights cost is not counted." in cost

@@ -150,4 +150,4 @@ def _adapting(best: Entry, reference: Entry, given: bool) -> str:
         return f"{said}."
     tasks = math.ceil((trained - base) / (theirs - ours))
     many = f"from {tasks:,} tasks on" if trained > base else f"up to {tasks:,} tasks"
-    return f"{said}; counting training too, {best.label} needs less {many}."
+    return f"{said}; training included, {best.label} is the cheaper {many}."

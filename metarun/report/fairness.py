@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from metarun.report.result import Entry, Pair
-from metarun.report.words import budget, flop, happened, listed, seconds, several
+from metarun.report.words import budget, count, counted, flop, happened, listed, seconds, several
 
 FEW_TASKS = 100
 
@@ -35,10 +36,13 @@ def fairness(entries: Sequence[Entry]) -> tuple[bool, str]:
 
 def notices(entries: Sequence[Entry]) -> tuple[str, ...]:
     """Return one line for each difference, beside the algorithm, that can explain a result."""
+    trained = [entry for entry in entries if entry.cost.get("meta_steps")]
     lines = [
         _differ(entries, "Normalisation", lambda e: e.normalisation),
         _differ(entries, "Model", lambda e: e.model),
         _differ(entries, "Training seeds", lambda e: listed(e.seeds)),
+        _differ(trained, "Examples a meta-step", _examples),
+        _differ(entries, "Validation", _validation),
         _differ(entries, "Most steps at test", lambda e: str(len(e.by_step) - 1)),
         _differ(entries, "Hardware", lambda e: "; ".join(e.devices), "; seconds do not compare"),
         *(f"{e.label}: {_happened(e)} while training." for e in entries if e.divergence),
@@ -97,10 +101,23 @@ def _differ(
     holders: dict[str, list[str]] = {}
     for entry in entries:
         holders.setdefault(of(entry), []).append(entry.label)
-    if len(holders) == 1:
+    if len(holders) < 2:
         return None
     who = "; ".join(f"{value} ({several(labels)})" for value, labels in holders.items())
     return f"{what}: not the same for all: {who}{so}."
+
+
+def _examples(entry: Entry) -> str:
+    return count(entry.cost.get("examples", math.nan) / entry.cost["meta_steps"])
+
+
+def _validation(entry: Entry) -> str:
+    """Say what choosing rates, steps and checkpoint had to go by."""
+    given = entry.validation
+    if not given:
+        return "not recorded"
+    tasks, steps = (counted(given.get(key), key[:-1]) for key in ("tasks", "steps"))
+    return f"{tasks}, {steps} at most, every {counted(given.get('every'), 'meta-step')}"
 
 
 def _happened(entry: Entry) -> str:

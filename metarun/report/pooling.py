@@ -155,6 +155,7 @@ def _pool(label: str, runs: Sequence[Run], modes: int) -> Method:
         ci95_per_mode=tuple(family.ci95 for family in families),
         clusters=_clusters([run.outcome.get("clusters") or {} for run in runs]),
         start=str(runs[0].outcome.get("start", "")),
+        validation=runs[0].config.get("validation") or {},
         weights=runs[0].outcome.get("weights"),
         oracle=bool(runs[0].outcome.get("oracle")),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from metarun.report.runs import LeftOut, Metric
@@ -35,6 +35,7 @@ class Entry:
     ci95_per_mode: tuple[float, ...]
     clusters: dict[str, Any] | None  # agreement with the true families, mean over seeds
     start: str = ""  # random, pre-trained or meta-learned; not recorded in older runs
+    validation: dict[str, Any] = field(default_factory=dict)  # tasks, steps and how often
     weights: dict[str, Any] | None = None  # what training began with, where these were given
     oracle: bool = False  # told each task's family: a bound, not a method
 

@@ -304,6 +304,27 @@ def test_a_method_of_which_a_training_seed_diverged_says_so(make_run, tmp_path):
     ]
 
 
+def test_other_examples_a_step_and_other_validation_are_said(make_run):
+    """Equal meta-steps are no equal budget when one batch is larger than another."""
+
+    def larger(outcome, _):
+        outcome["cost"]["examples"] *= 2
+
+    few, many = ({"tasks": n, "steps": 10, "every": 250} for n in (10, 200))
+    maml = make_run("m", edit=larger, config={"validation": many})
+    scratch = make_run("s", "scratch", config={"validation": many})
+    transfer = make_run("t", "transfer", config={"validation": few})
+    (section,) = compared(maml, scratch, transfer).sections
+    assert section.fair
+    assert [line for line in section.notices if "not the same" in line] == [
+        "Examples a meta-step: not the same for all: 2,560 (maml); 1,280 (transfer).",
+        "Validation: not the same for all: 200 tasks, 10 steps at most, every 250 meta-steps (maml "
+        "and scratch); 10 tasks, 10 steps at most, every 250 meta-steps (transfer).",
+    ]
+    (section,) = compared(maml, scratch).sections
+    assert not any("not the same" in line for line in section.notices)
+
+
 def test_numbers_that_few_tasks_decide_are_said_to(make_run):
     """Of a mean squared error with a long tail, 1.96 standard errors hold less than 95 %."""
 

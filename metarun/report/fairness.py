@@ -11,6 +11,7 @@ from metarun.report.result import Entry, Pair
 from metarun.report.words import budget, count, counted, flop, happened, listed, seconds, several
 
 FEW_TASKS = 100
+ORACLE = "is told each task's family, so it is a bound for the others, not a method to use"
 
 
 def fairness(entries: Sequence[Entry]) -> tuple[bool, str]:
@@ -47,7 +48,7 @@ def notices(entries: Sequence[Entry]) -> tuple[str, ...]:
         _differ(entries, "Hardware", lambda e: "; ".join(e.devices), "; seconds do not compare"),
         *(f"{e.label}: {_happened(e)} while training." for e in entries if e.divergence),
         *(f"{e.label}: {_given(e.weights)}." for e in entries if e.weights),
-        *(f"{e.label}: told each task's family; a bound, no method." for e in entries if e.oracle),
+        *(f"{e.label}: {ORACLE}." for e in entries if e.oracle),
     ]
     if entries[0].tasks < FEW_TASKS:
         lines.append(f"Only {entries[0].tasks} test tasks: intervals are rough, 600 are usual.")

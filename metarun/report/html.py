@@ -10,7 +10,7 @@ from metarun import __version__
 from metarun.report import tables
 from metarun.report.figures import Picture
 from metarun.report.markup import Markup, css, join, table, tag
-from metarun.report.protocol import protocol, title
+from metarun.report.protocol import STARTS_LEGEND, protocol, title
 from metarun.report.result import Comparison, Section
 from metarun.report.verdict import verdict
 
@@ -48,7 +48,12 @@ def page(comparison: Comparison, pictures: Sequence[Picture]) -> str:
                 for number, section in enumerate(comparison.sections)
             ),
             _table(tables.left_out(comparison)) if comparison.left_out else "",
-            tag("footer", tag("p", NOTE), tag("p", f"metarun {__version__}")),
+            tag(
+                "footer",
+                tag("p", NOTE),
+                tag("p", STARTS_LEGEND) if any(map(tables.clustered, comparison.sections)) else "",
+                tag("p", f"metarun {__version__}"),
+            ),
         ),
     )
     return "<!doctype html>\n" + tag("html", head, body, attributes={"lang": "en"}) + "\n"

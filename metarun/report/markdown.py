@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from metarun.report import tables
 from metarun.report.figures import Picture
-from metarun.report.protocol import LEGEND, protocol, title
+from metarun.report.protocol import LEGEND, STARTS_LEGEND, protocol, title
 from metarun.report.result import Comparison, Section
 from metarun.report.verdict import verdict
 
@@ -43,6 +43,7 @@ def _section(section: Section, pictures: Sequence[Picture]) -> list[str]:
         *(f"- {escape(line)}" for line in section.notices),
         *(f"![{escape(p.alt)}]({p.file})" for p in pictures),
         *(_table(table) for table in tables.of_section(section)),
+        *([STARTS_LEGEND] if tables.clustered(section) else []),
     ]
 
 

@@ -167,8 +167,12 @@ def clusters(section: Section) -> Table:
     )
     head = ("Method", *names.values(), *scores.values(), "Usage, a seed each")
     what = "Clusters against families" if section.modes else "Clusters"
-    caption = f"{what}; regret: what choosing by the query would gain"
-    return Table(caption, head, rows, frozenset({0, len(head) - 1}))
+    return Table(what, head, rows, frozenset({0, len(head) - 1}))
+
+
+def clustered(section: Section) -> bool:
+    """Tell whether a method of the section chooses among starts."""
+    return any(entry.clusters for entry in section.entries)
 
 
 def seeds(section: Section) -> Table:
@@ -237,7 +241,7 @@ def of_section(section: Section) -> list[Table]:
     """Return the tables after the results, in reading order."""
     several = [pairs(section)] if len(section.entries) > 2 else []
     modes = [families(section)] if section.modes else []
-    groups = [clusters(section)] if any(entry.clusters for entry in section.entries) else []
+    groups = [clusters(section)] if clustered(section) else []
     return [costs(section), curves(section), *several, *modes, *groups, seeds(section)]
 
 

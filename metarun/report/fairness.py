@@ -51,7 +51,8 @@ def notices(entries: Sequence[Entry]) -> tuple[str, ...]:
         *(f"{e.label}: {ORACLE}." for e in entries if e.oracle),
     ]
     if entries[0].tasks < FEW_TASKS:
-        lines.append(f"Only {entries[0].tasks} test tasks: intervals are rough, 600 are usual.")
+        few = f"Only {entries[0].tasks} test tasks: intervals are rough and rather too narrow"
+        lines.append(f"{few}; 600 are usual.")
     return tuple(line for line in lines if line)
 
 

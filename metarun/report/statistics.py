@@ -35,7 +35,8 @@ def mean_ci(scores: ArrayLike) -> Interval:
     """Return the mean of scores [T] and 1.96 standard errors.
 
     Covers the noise of drawing tasks, not that of training. NaN in, NaN out; the interval of
-    fewer than two scores is NaN. Below some 30 tasks it is a little too narrow.
+    fewer than two scores is NaN. Too narrow below some 30 tasks (of ten, it holds 92 % for scores
+    as even as a normal's, 57 % for nearly perfect ones) and where `tasks_needed` are more.
     """
     x = np.asarray(scores, dtype=np.float64)
     if x.size < 2 or not np.isfinite(x).all():

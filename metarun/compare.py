@@ -19,6 +19,7 @@ from metarun.report.pooling import distinct
 from metarun.report.protocol import title
 from metarun.report.result import Comparison, Section, to_json
 from metarun.report.runs import Found, LeftOut, Run, load
+from metarun.report.survivors import survivors
 from metarun.report.words import shape
 from metarun.settings.help import usage
 
@@ -44,7 +45,9 @@ def compare(found: Found, reference: str | None = None) -> Comparison:
     for runs in groups.values():
         runs, same = distinct(runs)
         left_out += same
-        sections.append(section(runs, reference))
+        one = section(runs, reference)
+        lost = survivors(one.entries, runs, found.left_out)
+        sections.append(replace(one, notices=(*one.notices, *lost)))
     called = Counter(map(title, sections))
     sections = [replace(one, twin=called[title(one)] > 1) for one in sections]
     if reference is not None and not any(_named(section, reference) for section in sections):

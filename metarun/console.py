@@ -22,7 +22,7 @@ from rich.text import Text
 
 from metarun.files import unheard
 from metarun.report import tables, words
-from metarun.report.protocol import protocol, title
+from metarun.report.protocol import LEGEND, protocol, title
 from metarun.report.verdict import verdict
 
 if TYPE_CHECKING:
@@ -243,7 +243,7 @@ def _remarks(section: Section) -> list[RenderableType]:
         Text.assemble(question, _text(f"{said.evidence} {said.cost}".strip())),
         *([_text(section.fairness)] if section.fairness else []),
         *(_text(line) for line in section.notices),
-        Text(f"{facts}. ± is 1.96 standard errors over tasks; p is of its row alone.", "dim"),
+        Text(f"{facts}. {LEGEND}", "dim"),
     ]
     return [Padding(line, (0, 0, 1, 0)) if line is lines[0] else line for line in lines]
 

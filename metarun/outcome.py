@@ -16,7 +16,7 @@ import torch
 
 from metarun import __version__
 from metarun.assemble import Experiment
-from metarun.engine.cost import count
+from metarun.engine.cost import count, flops_per_adaptation
 from metarun.engine.fitting import peak_memory_bytes
 from metarun.evaluate import Chosen, Scores
 from metarun.records import masked
@@ -90,7 +90,7 @@ def outcome(
         "task_list": task_list(experiment),
         "normalisation": experiment.normalisation(),
         "budget": {"unit": experiment.budget.unit, "total": experiment.budget.total},
-        "cost": _cost(experiment, state, flops),
+        "cost": _cost(experiment, state, flops, chosen.steps),
         "clusters": families(scores, experiment.source.modes, chosen.steps),
         "divergence": {
             "skipped_steps": state.skipped,
@@ -131,7 +131,7 @@ def score_file(scores: Scores) -> bytes:
     return buffer.getvalue()
 
 
-def _cost(experiment: Experiment, state: State, flops: int) -> dict[str, Any]:
+def _cost(experiment: Experiment, state: State, flops: int, steps: int) -> dict[str, Any]:
     batch = experiment.outer.batch
     return {
         "meta_steps": state.step,
@@ -140,6 +140,7 @@ def _cost(experiment: Experiment, state: State, flops: int) -> dict[str, Any]:
         "tasks_per_second": state.step * batch / state.seconds if state.seconds else 0.0,
         "flops_per_meta_step": flops,
         "flops_total": flops * state.step,
+        "flops_per_adaptation": flops_per_adaptation(experiment, state.meta, steps),
         "peak_memory_bytes": peak_memory_bytes(experiment.hardware.device),
         "parameters": sum(p.numel() for p in experiment.problem.model.parameters()),
         "meta_parameters": count(state.meta) if experiment.algorithm.meta_grad else 0,

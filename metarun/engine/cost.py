@@ -43,6 +43,19 @@ def flops_per_meta_step(experiment: Experiment, meta: Meta) -> int:
     return max(found) * len(tasks)
 
 
+def flops_per_adaptation(experiment: Experiment, meta: Meta, steps: int) -> int:
+    """Count the same of adapting to one test task in so many inner steps, queries left out."""
+    algorithm, task = experiment.algorithm, experiment.tasks("test", 0, 1)
+    adapt = algorithm.oracle(task.mode) if algorithm.oracle else algorithm.adapt
+    with (
+        without_kernels(experiment.problem.model),
+        FlopCounterMode(display=False, custom_mapping=GROUPED) as counter,
+    ):
+        for _ in adapt(meta, task.support_x, task.support_y, steps):
+            pass  # a step at a time, as the test takes them
+    return int(counter.get_total_flops())
+
+
 CONV_BACKWARD = torch.ops.aten.convolution_backward
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from metarun.report import plots
 from metarun.report.protocol import title
 from metarun.report.result import Comparison, Entry, Section
-from metarun.report.words import METRIC_NAMES, counted, score, signed
+from metarun.report.words import METRIC_NAMES, bare, counted, score, signed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,12 +70,19 @@ def _adaptation(section: Section, style: dict[str, plots.Style]) -> tuple[Figure
             plots.curve(axes, entry.by_step, band, metric, style[entry.label])
         plots.adaptation_axes(axes, metric, "")
         _legend(axes, section)
-    ends = "; ".join(
-        f"{e.label} from {score(e.by_step[0], None, metric)} "
-        f"to {score(e.by_step[-1], None, metric)} in {counted(len(e.by_step) - 1, 'step')}"
-        for e in section.entries
-    )
+        top = plots.cut_at(axes)
+    caption += f" (errors above {bare(top, metric)} are cut off)" if top is not None else ""
+    ends = "; ".join(f"{e.label} {_course(e, metric)}" for e in section.entries)
     return figure, caption, f"{METRIC_NAMES[metric].capitalize()} by adaptation step: {ends}."
+
+
+def _course(entry: Entry, metric: str) -> str:
+    """Say where a method's curve begins and ends; one that diverges ends nowhere."""
+    means = entry.by_step
+    ends = f"to {score(means[-1], None, metric)} in {counted(len(means) - 1, 'step')}"
+    if lost := [step for step, mean in enumerate(means) if not math.isfinite(mean)]:
+        ends = f"to no finite value at step {lost[0]}"
+    return f"from {score(means[0], None, metric)} {ends}"
 
 
 def _paired(section: Section, style: dict[str, plots.Style]) -> tuple[Figure, str, str]:
@@ -124,13 +132,15 @@ def _compute(section: Section, style: dict[str, plots.Style]) -> tuple[Figure, s
             for entry in section.entries:
                 _cost_point(one, entry, key, metric, style[entry.label])
             if spent := [x for entry in section.entries if (x := entry.cost.get(key))]:
-                plots.logarithmic(one, "x")
                 one.set_xlim(min(spent) / ROOM, max(spent) * ROOM)
+                plots.logarithmic(one, "x", prefixes=key == "flops_total")
             one.set_xlabel(what)
             if metric == "mse":
                 plots.spread(one)
         axes[0].set_ylabel(f"test {plots.axis_label(metric)}")
         _legend(axes[1], section)
+    if not all(entry.cost.get("flops_total") for entry in section.entries):
+        caption += " (dashed: no training)"
     return figure, caption, f"{caption}; the figures are in the table of costs."
 
 

@@ -10,17 +10,19 @@ from metarun import __version__
 from metarun.report import tables
 from metarun.report.figures import Picture
 from metarun.report.markup import Markup, css, join, table, tag
-from metarun.report.protocol import protocol, title
+from metarun.report.protocol import STARTS_LEGEND, protocol, title
 from metarun.report.result import Comparison, Section
 from metarun.report.verdict import verdict
 
 NOTE = (
-    "± is 1.96 standard errors over test tasks; it holds the noise of drawing tasks, not that of "
-    "training, which “over seeds” shows: Student's interval over the seeds' means. An advantage "
-    "is the mean of the differences task by task, its sign turned so that above zero is better. "
-    "p is two-sided, paired and of its row alone; the verdict's is adjusted by Holm's method for "
-    "all comparisons with the reference, “Holm” for all pairs of a section. Checkpoints, steps and "
-    "rates were chosen on validation tasks only, for every method alike."
+    "± is 1.96 standard errors over test tasks, a 95 % interval. ± and p know the noise of drawing "
+    "tasks, not that of training, which “over seeds” shows: Student's 95 % interval over training "
+    "seeds. An advantage is the mean of the differences task by task; above zero is better. p is "
+    "two-sided, paired and of its row alone; the verdict's is adjusted by Holm's method for all "
+    "comparisons with the reference, “Holm” for all pairs of a section. The verdict is about the "
+    "best of the methods on these test tasks: its p allows for that choice, its ± does not. "
+    "Checkpoints, steps and rates were chosen on validation tasks only, for every method alike; "
+    "what choosing took is in no cost. Compute is of matrix products and convolutions."
 )
 
 
@@ -46,7 +48,12 @@ def page(comparison: Comparison, pictures: Sequence[Picture]) -> str:
                 for number, section in enumerate(comparison.sections)
             ),
             _table(tables.left_out(comparison)) if comparison.left_out else "",
-            tag("footer", tag("p", NOTE), tag("p", f"metarun {__version__}")),
+            tag(
+                "footer",
+                tag("p", NOTE),
+                tag("p", STARTS_LEGEND) if any(map(tables.clustered, comparison.sections)) else "",
+                tag("p", f"metarun {__version__}"),
+            ),
         ),
     )
     return "<!doctype html>\n" + tag("html", head, body, attributes={"lang": "en"}) + "\n"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from metarun.report import tables
 from metarun.report.figures import Picture
-from metarun.report.protocol import protocol, title
+from metarun.report.protocol import LEGEND, STARTS_LEGEND, protocol, title
 from metarun.report.result import Comparison, Section
 from metarun.report.verdict import verdict
 
@@ -38,12 +38,12 @@ def _section(section: Section, pictures: Sequence[Picture]) -> list[str]:
         f"## {escape(title(section))}",
         f"{answer}{escape(said.evidence)} {escape(said.cost)}".strip(),
         _table(tables.results(section)),
-        f"Protocol: {escape(facts)}. ± is 1.96 standard errors over tasks; p is two-sided, paired, "
-        "of its row alone.",
+        f"Protocol: {escape(facts)}. {LEGEND}",
         *([escape(section.fairness)] if section.fairness else []),
         *(f"- {escape(line)}" for line in section.notices),
         *(f"![{escape(p.alt)}]({p.file})" for p in pictures),
         *(_table(table) for table in tables.of_section(section)),
+        *([STARTS_LEGEND] if tables.clustered(section) else []),
     ]
 
 

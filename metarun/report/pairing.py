@@ -7,11 +7,11 @@ from itertools import combinations
 from typing import cast
 
 from metarun.errors import ConfigError
-from metarun.report.fairness import fairness, notices
+from metarun.report.fairness import fairness, heavy_tails, noisy, notices, stand_in
 from metarun.report.pooling import Method, methods
 from metarun.report.result import Pair, Section, SeedDifference
 from metarun.report.runs import Run
-from metarun.report.statistics import holm, paired, seed_ci
+from metarun.report.statistics import holm, paired, seed_ci, tasks_needed
 
 HIGHER_IS_BETTER = {"accuracy": True, "mse": False}
 REFERENCES = ("transfer", "scratch")  # the first that took part
@@ -27,8 +27,11 @@ def section(runs: Sequence[Run], reference: str | None) -> Section:
     modes = _mode_names(runs)
     found = sorted(methods(runs, len(modes)), key=lambda m: -m.entry.mean if up else m.entry.mean)
     entries = tuple(method.entry for method in found)
-    chosen = _reference(found, reference)
+    named = _reference(found, reference)
+    chosen = named or next((m for m in found if not m.entry.oracle), found[0]).entry.label
     fair, sentence = fairness(entries)
+    pairs = _pairs(found, chosen, 1 if up else -1, stand_in=named is None)
+    remarks = [*_remarks(found, chosen, stood_in=named is None), noisy(pairs, chosen)]
     return Section(
         dataset=str(first.outcome["dataset"]),
         shape=dict(first.outcome["shape"]),
@@ -37,15 +40,16 @@ def section(runs: Sequence[Run], reference: str | None) -> Section:
         tasks=len(first.task),
         reference=chosen,
         entries=entries,
-        pairs=_pairs(found, chosen, 1 if up else -1),
+        pairs=pairs,
         modes=modes if len(modes) > 1 else (),
         fair=fair,
         fairness=sentence,
-        notices=notices(entries),
+        notices=(*filter(None, remarks), *notices(entries)),
+        stand_in=named is None,
     )
 
 
-def _reference(found: Sequence[Method], asked: str | None) -> str:
+def _reference(found: Sequence[Method], asked: str | None) -> str | None:
     labels = [method.entry.label for method in found]
     for name in (asked, *REFERENCES):
         if name in labels:
@@ -55,16 +59,19 @@ def _reference(found: Sequence[Method], asked: str | None) -> str:
             raise ConfigError(f"reference={name}: is one of {', '.join(same)}; give it whole")
         if same:
             return min(same)  # not the best: that would be a choice by the test tasks
-    return next((m.entry.label for m in found if not m.entry.oracle), labels[0])
+    return None
 
 
-def _pairs(found: Sequence[Method], reference: str, sign: int) -> tuple[Pair, ...]:
+def _pairs(
+    found: Sequence[Method], reference: str, sign: int, *, stand_in: bool
+) -> tuple[Pair, ...]:
     base = next(method for method in found if method.entry.label == reference)
     others = [method for method in found if method is not base]
     couples = [(method, base) for method in others] + list(combinations(others, 2))
     results = [paired(a.scores, b.scores) for a, b in couples]
     adjusted = holm([result.p_value for result in results])
-    against = holm([result.p_value for result in results[: len(others)]])
+    # A reference that is the best of these tasks could have been any: all pairs were looked at.
+    against = adjusted if stand_in else holm([one.p_value for one in results[: len(others)]])
     pairs: list[Pair] = []
     for i, ((a, b), result) in enumerate(zip(couples, results, strict=True)):
         seeds = [s for s in a.by_seed if s in b.by_seed]
@@ -89,6 +96,16 @@ def _pairs(found: Sequence[Method], reference: str, sign: int) -> tuple[Pair, ..
             )
         )
     return tuple(pairs)
+
+
+def _remarks(found: Sequence[Method], reference: str, *, stood_in: bool) -> list[str]:
+    base = next(method.scores for method in found if method.entry.label == reference)
+    needed = {
+        method.entry.label: max(tasks_needed(method.scores), tasks_needed(method.scores - base))
+        for method in found
+    }
+    lines = [stand_in(reference)] if stood_in and len(found) > 1 else []
+    return [*lines, heavy_tails(needed, len(base))]
 
 
 def _mode_names(runs: Sequence[Run]) -> tuple[str, ...]:

@@ -33,6 +33,8 @@ COLOURS = {
 SPARE = ("#332288", "#000000", "#882255", "#117733", "#aa4499", "#999933", "#661100")
 MARKERS = "osD^vPX*<>hp"
 LINES = ("-", "--", ":", "-.")  # a colour's first use is drawn through
+ROOMY = {"x": 1.7, "y": 4.0}  # decades whose ticks at 1, 2, 5 have room for their names
+FAR = 100  # times the best start's error: a method that tells nothing
 INK, GRID = "#222222", "#e3e3e3"
 LOOK = {
     "axes.axisbelow": True,
@@ -170,25 +172,54 @@ def adaptation_axes(axes: Axes, metric: str, title: str) -> None:
     axes.set_ylabel(f"test {axis_label(metric)}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if metric == "mse":
-        spread(axes)
+        starts = [y for y in _heights(axes, first=True) if y > 0]
+        usual = [y for y in starts if y <= FAR * min(starts)]  # one may be lost from the start
+        spread(axes, 2 * max(usual, default=math.inf))
 
 
-def spread(axes: Axes) -> None:
-    """Make the vertical axis logarithmic when errors differ by more than a factor of 20."""
-    values = [float(y) for line in axes.lines for y in list(line.get_ydata()) if float(y) > 0]  # type: ignore[arg-type]
-    if values and max(values) > 20 * min(values):
+def spread(axes: Axes, most: float = math.inf) -> None:
+    """Fit the vertical axis to errors of at most `most`; a curve that explodes leaves at the top.
+
+    It is logarithmic when they differ by more than a factor of 20.
+    """
+    every = [y for y in _heights(axes) if y > 0]
+    values = [y for y in every if y <= most]
+    if not values:
+        return
+    low, high = min(values), max(values)
+    cut = max(every) > most
+    if high > 20 * low:
+        axes.set_ylim(low / 1.6, most if cut else high * 1.6)
         logarithmic(axes, "y")
-        axes.set_ylim(min(values) / 1.6, max(values) * 1.6)
+    elif cut:
+        axes.set_ylim(low - 0.05 * (most - low), most)
 
 
-def logarithmic(axes: Axes, which: Literal["x", "y"]) -> None:
-    """Make an axis logarithmic with ticks at 1, 2, 5 that read 200 m, 5, 10 G."""
+def cut_at(axes: Axes) -> float | None:
+    """Return the top of the axis where something drawn lies above it."""
+    top = float(axes.get_ylim()[1])
+    return top if max(_heights(axes), default=top) > top else None
+
+
+def _heights(axes: Axes, *, first: bool = False) -> list[float]:
+    """Return what lines are drawn through, or where they begin; gaps left out."""
+    lines = [[float(y) for y in list(line.get_ydata())] for line in axes.lines]  # type: ignore[arg-type]
+    return [y for line in lines for y in (line[:1] if first else line) if math.isfinite(y)]
+
+
+def logarithmic(axes: Axes, which: Literal["x", "y"], *, prefixes: bool = False) -> None:
+    """Make an axis logarithmic, its limits set before, with ticks at 1, 2, 5 where there is room.
+
+    With `prefixes` they read 500 M, 2 G.
+    """
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
+    low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
+    room = math.log10(high / low) <= ROOMY[which]
     axes.set(**{f"{which}scale": "log"})
     axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(EngFormatter() if which == "x" else lambda y, _: f"{y:g}")
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if room else (1.0,)))
+    axis.set_major_formatter(EngFormatter() if prefixes else lambda value, _: f"{value:g}")
     axis.set_minor_formatter(NullFormatter())
 
 

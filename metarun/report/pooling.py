@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -52,16 +52,16 @@ def methods(runs: Sequence[Run], modes: int) -> list[Method]:
     return [_pool(name, group, modes) for name, group in zip(names, groups.values(), strict=True)]
 
 
-def settings(run: Run) -> dict[str, str]:
+def settings(config: Mapping[str, Any], model: object = "?") -> dict[str, str]:
     """Return what tells methods apart, by dotted key; an option's name stands for its keys."""
-    kept = {key: value for key, value in run.config.items() if key not in NOT_SETTINGS}
+    kept = {key: value for key, value in config.items() if key not in NOT_SETTINGS}
     if kept.get("weights") is None:
         kept.pop("weights", None)
     flat = {key: _show(value) for key, value in _flatten(kept, "").items()}
-    choices = cast(dict[str, Any], run.config.get("choices") or {})
+    choices = cast(dict[str, Any], config.get("choices") or {})
     flat |= {g: str(choice) for g, choice in choices.items() if g in kept}
-    flat.setdefault("model", str(run.outcome.get("model", "?")))
-    if isinstance(hardware := run.config.get("hardware"), dict):
+    flat.setdefault("model", str(model))
+    if isinstance(hardware := config.get("hardware"), dict):
         own = cast(dict[str, Any], hardware)
         flat["dtype"] = str(own.get("dtype"))
         flat["precision"] = str(own.get("precision", "full"))
@@ -75,15 +75,15 @@ def labels(firsts: Sequence[Run]) -> list[str]:
     One whose settings are lost is named by its folder.
     """
     names: list[str] = []
-    began = {settings(run).get("weights") for run in firsts if run.config}
+    began = {_settings(run).get("weights") for run in firsts if run.config}
     for run in firsts:
         alike = [p for p in firsts if p.outcome["algo"] == run.outcome["algo"]]
-        peers = [settings(p) for p in alike if p.config]
+        peers = [_settings(p) for p in alike if p.config]
         keys = dict.fromkeys(key for peer in peers for key in peer)
         differ = [key for key in keys if len({peer.get(key) for peer in peers}) > 1]
         named = [key for key in differ if key.partition(".")[0] not in differ or "." not in key]
         named += ["weights"] * (len(began) > 1 and "weights" not in named)
-        own = settings(run)
+        own = _settings(run)
         said = [f"{key.removeprefix('algo.')}={own[key]}" for key in named if key in own]
         if not run.config and len(alike) > 1:
             said = [f"({run.folder.name}, settings unknown)"]
@@ -92,9 +92,19 @@ def labels(firsts: Sequence[Run]) -> list[str]:
     return names
 
 
+def method(ended: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """Return what all seeds of a method have in common, from outcome.json and settings."""
+    return json.dumps([ended.get("algo"), settings(config, ended.get("model", "?"))])
+
+
 def _method(run: Run) -> str:
-    lost = None if run.config else str(run.folder)  # then nothing says that two are alike
-    return json.dumps([run.outcome["algo"], settings(run), lost])
+    if not run.config:
+        return str(run.folder)  # nothing says that two are alike
+    return method(run.outcome, run.config)
+
+
+def _settings(run: Run) -> dict[str, str]:
+    return settings(run.config, run.outcome.get("model", "?"))
 
 
 def _flatten(value: Any, prefix: str) -> dict[str, Any]:
@@ -145,6 +155,7 @@ def _pool(label: str, runs: Sequence[Run], modes: int) -> Method:
         ci95_per_mode=tuple(family.ci95 for family in families),
         clusters=_clusters([run.outcome.get("clusters") or {} for run in runs]),
         start=str(runs[0].outcome.get("start", "")),
+        validation=runs[0].config.get("validation") or {},
         weights=runs[0].outcome.get("weights"),
         oracle=bool(runs[0].outcome.get("oracle")),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from metarun.report.runs import LeftOut, Metric
@@ -35,6 +35,7 @@ class Entry:
     ci95_per_mode: tuple[float, ...]
     clusters: dict[str, Any] | None  # agreement with the true families, mean over seeds
     start: str = ""  # random, pre-trained or meta-learned; not recorded in older runs
+    validation: dict[str, Any] = field(default_factory=dict)  # tasks, steps and how often
     weights: dict[str, Any] | None = None  # what training began with, where these were given
     oracle: bool = False  # told each task's family: a bound, not a method
 
@@ -59,7 +60,7 @@ class Pair:
     ci95: float
     p_value: float
     p_holm: float  # adjusted for all pairs of the section
-    p_holm_reference: float | None  # for those with the reference; None for a pair without it
+    p_holm_reference: float | None  # for those with the reference, if named; None without it
     tasks: int
     advantage: float  # the difference with its sign turned so that above zero a is better
     per_seed: tuple[SeedDifference, ...]  # seeds that both have
@@ -82,6 +83,7 @@ class Section:
     fair: bool  # budget unit and total are the same for all
     fairness: str  # the same in words, naming who differs; empty for a single method
     notices: tuple[str, ...]
+    stand_in: bool = False  # nobody named the reference: it is the best on these tasks
     twin: bool = False  # another section is of the same data set and shape, and of other tasks
 
     def entry(self, label: str) -> Entry:

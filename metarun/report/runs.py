@@ -84,7 +84,7 @@ def load(folders: Sequence[Path]) -> Found:
 
 def read(folder: Path) -> Run | LeftOut:
     """Read one run folder."""
-    config = _config(folder)
+    config = config_of(folder)
     algo = cast(dict[str, Any], config.get("choices") or {}).get("algo", "?")
     name = f"{algo} seed {config.get('seed', '?')}"
     if not (folder / "outcome.json").exists():
@@ -159,7 +159,8 @@ def _job(folder: Path, entry: dict[str, Any]) -> LeftOut:
     return LeftOut(str(folder), folder.name, str(entry.get("state", "?")), why)
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def config_of(folder: Path) -> dict[str, Any]:
+    """Return a run's settings; none where they are lost."""
     try:
         return yamlfile.of_run(folder)
     except ConfigError:

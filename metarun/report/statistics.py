@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -34,12 +35,24 @@ def mean_ci(scores: ArrayLike) -> Interval:
     """Return the mean of scores [T] and 1.96 standard errors.
 
     Covers the noise of drawing tasks, not that of training. NaN in, NaN out; the interval of
-    fewer than two scores is NaN. Below some 30 tasks it is a little too narrow.
+    fewer than two scores is NaN. Too narrow below some 30 tasks (of ten, it holds 92 % for scores
+    as even as a normal's, 57 % for nearly perfect ones) and where `tasks_needed` are more.
     """
     x = np.asarray(scores, dtype=np.float64)
     if x.size < 2 or not np.isfinite(x).all():
         return Interval(float(x.mean()) if np.isfinite(x).all() and x.size else np.nan, np.nan)
     return Interval(float(x.mean()), float(Z95 * x.std(ddof=1) / np.sqrt(x.size)))
+
+
+def tasks_needed(scores: ArrayLike) -> int:
+    """Return how many tasks make 1.96 standard errors an honest interval for scores [T] so skewed.
+
+    Cochran, 1977, Sampling Techniques, section 2.15: 25 times the squared skewness.
+    """
+    x = np.asarray(scores, dtype=np.float64)
+    if (spread := float(x.std())) <= 1e-12 * float(np.abs(x).max()):
+        return 0
+    return math.ceil(25 * float((((x - x.mean()) / spread) ** 3).mean()) ** 2)
 
 
 def paired(a: ArrayLike, b: ArrayLike) -> Paired:

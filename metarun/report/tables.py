@@ -80,8 +80,8 @@ def overview(section: Section) -> Table:
 
 
 def costs(section: Section) -> Table:
-    """Return what each method's training cost."""
-    head = ("Method", "Meta-steps", "Training time", "Compute", "Compute a step", "Peak memory")
+    """Return what each method's training cost, and what adapting to a new task takes."""
+    head = ("Method", "Meta-steps", "Training time", "Compute", "Compute a new task", "Peak memory")
     head += ("Model's parameters", "Meta-learned numbers")
     rows = tuple(
         (
@@ -89,14 +89,14 @@ def costs(section: Section) -> Table:
             count(entry.cost.get("meta_steps")),
             seconds(entry.cost.get("train_seconds")),
             flop(entry.cost.get("flops_total")),
-            flop(entry.cost.get("flops_per_meta_step")),
+            flop(entry.cost.get("flops_per_adaptation")),
             memory(entry.cost.get("peak_memory_bytes")),
             count(entry.cost.get("parameters")),
             count(entry.cost.get("meta_parameters")),
         )
         for entry in section.entries
     )
-    return Table("What training cost, mean over seeds", head, rows)
+    return Table("What training and a new task cost, mean over seeds", head, rows)
 
 
 def curves(section: Section) -> Table:
@@ -167,8 +167,12 @@ def clusters(section: Section) -> Table:
     )
     head = ("Method", *names.values(), *scores.values(), "Usage, a seed each")
     what = "Clusters against families" if section.modes else "Clusters"
-    caption = f"{what}; regret: what choosing by the query would gain"
-    return Table(caption, head, rows, frozenset({0, len(head) - 1}))
+    return Table(what, head, rows, frozenset({0, len(head) - 1}))
+
+
+def clustered(section: Section) -> bool:
+    """Tell whether a method of the section chooses among starts."""
+    return any(entry.clusters for entry in section.entries)
 
 
 def seeds(section: Section) -> Table:
@@ -216,12 +220,14 @@ def of_run(outcome: Mapping[str, Any]) -> Table:
         rows += [("by step", curve), ("task", shape(shape_, metric))]
         rows += [("queries", queries(shape_, metric))]
     learned = counted(cost.get("meta_parameters"), "number")
+    adapting = cost.get("flops_per_adaptation")
     rows += [
         ("chosen", chosen(outcome.get("chosen") or {})),
         ("normalisation", str(outcome.get("normalisation", "not recorded"))),
         ("task list", str(outcome.get("task_list", ""))[:8] or "not recorded"),
         ("budget", budget(outcome.get("budget") or {})),
         ("training", training(cost)),
+        *([("a new task", f"{flop(adapting)} to adapt")] if adapting is not None else []),
         ("parameters", f"{count(cost.get('parameters'))} in the model; {learned} meta-learned"),
     ]
     if "effective" in (groups := outcome.get("clusters") or {}):
@@ -235,7 +241,7 @@ def of_section(section: Section) -> list[Table]:
     """Return the tables after the results, in reading order."""
     several = [pairs(section)] if len(section.entries) > 2 else []
     modes = [families(section)] if section.modes else []
-    groups = [clusters(section)] if any(entry.clusters for entry in section.entries) else []
+    groups = [clusters(section)] if clustered(section) else []
     return [costs(section), curves(section), *several, *modes, *groups, seeds(section)]
 
 

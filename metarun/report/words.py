@@ -14,6 +14,7 @@ UNITS = {
 }
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"  # for nothing known; for below zero
 AGREEMENT = {"purity": "purity", "nmi": "NMI", "ari": "ARI"}
+TINY, HUGE = 1e-4, 1e6  # errors beyond are written with a power of ten
 METRIC_NAMES = {"accuracy": "accuracy", "mse": "mean squared error"}
 
 
@@ -32,7 +33,8 @@ def bare(value: float, metric: str) -> str:
 
 def signed(difference: float, ci95: float | None, metric: str) -> str:
     """Return a difference with its sign: '+9.1 ± 0.9' percentage points, or the error's unit."""
-    return _with_spread(difference, ci95, metric, "+").replace("-", MINUS)
+    said = _with_spread(difference, ci95, metric, "+")
+    return MINUS + said[1:] if said.startswith("-") else said
 
 
 def listed(numbers: Sequence[int]) -> str:
@@ -52,6 +54,8 @@ def over_seeds(ci95: float | None, seeds: int, metric: str) -> str:
     if ci95 is None:
         return f"({seeds})"
     scale = 100 if metric == "accuracy" else 1
+    if _beyond(ci95, metric):
+        return f"± {ci95:.2g} ({seeds})"
     return f"± {ci95 * scale:.{decimals(ci95, metric)}f} ({seeds})"
 
 
@@ -177,11 +181,19 @@ def several(items: list[str]) -> str:
 
 def _with_spread(value: float, ci95: float | None, metric: str, sign: str) -> str:
     scale = 100 if metric == "accuracy" else 1
-    if ci95 is not None and _known(ci95):
-        places = decimals(ci95, metric)
-        return f"{_rounded(value * scale, places, sign)} ± {ci95 * scale:.{places}f}"
+    half = ci95 if ci95 is not None and _known(ci95) else None
+    if _beyond(max(abs(value), half or 0), metric):
+        return f"{value:{sign}.3g}" + ("" if half is None else f" ± {half:.2g}")
+    if half is not None:
+        places = decimals(half, metric)
+        return f"{_rounded(value * scale, places, sign)} ± {half * scale:.{places}f}"
     places = 1 if metric == "accuracy" or not value else 2 - math.floor(math.log10(abs(value)))
     return _rounded(value * scale, min(max(places, 0), 6), sign)
+
+
+def _beyond(size: float, metric: str) -> bool:
+    """Tell whether an error has more places, before or after the point, than anybody reads."""
+    return metric != "accuracy" and size > 0 and not TINY <= size < HUGE
 
 
 def _rounded(value: float, places: int, sign: str) -> str:

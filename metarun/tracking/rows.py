@@ -14,6 +14,7 @@ OF_THE_OUTCOME = ("cost", "clusters", "divergence", "chosen")
 COMPARED = (
     *("dataset", "metric", "method", "mean", "ci95", "tasks", "seeds", "reference"),
     *("difference", "difference_ci95", "p_value", "p_holm_reference"),
+    "difference_seeds_ci95",
     *("meta_steps", "train_seconds"),
 )
 
@@ -112,7 +113,7 @@ def comparison_table(comparison: Mapping[str, Any]) -> Table:
                     *(entry.get(key) for key in ("label", "mean", "ci95", "tasks")),
                     *(len(entry.get("seeds", [])), base),
                     *(pair.get(key) for key in ("difference", "ci95", "p_value")),
-                    pair.get("p_holm_reference"),
+                    *(pair.get(key) for key in ("p_holm_reference", "seeds_ci95")),
                     *(cost.get(key) for key in ("meta_steps", "train_seconds")),
                 ]
             )

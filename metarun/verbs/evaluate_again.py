@@ -12,6 +12,7 @@ from metarun import console, manifest
 from metarun.assemble import assemble
 from metarun.config import check, compose_job
 from metarun.data.fetch import data_root
+from metarun.engine.cost import flops_per_adaptation
 from metarun.errors import ConfigError
 from metarun.files import prepare_folder, write_atomic
 from metarun.nearest import unknown
@@ -105,6 +106,8 @@ def main(argv: list[str]) -> int:
         },
         "test": summary(scores, steps),
         "task_list": task_list(experiment),
+        "cost": finished["cost"]
+        | {"flops_per_adaptation": flops_per_adaptation(experiment, meta, steps)},
         "clusters": families(scores, experiment.source.modes, steps),
         "versions": versions(),
         "hardware": experiment.hardware.describe() | {"chunk": scores.at_once},

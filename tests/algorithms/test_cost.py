@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from metarun.assemble import Experiment, assemble
 from metarun.config import check, compose_job
-from metarun.engine.cost import count, flops_per_meta_step
+from metarun.engine.cost import count, flops_per_adaptation, flops_per_meta_step
 from metarun.models.layers import without_kernels
 
 NETWORK = ("dataset=glyphs", "model=conv4", "model.spatial=flatten")
@@ -102,6 +102,26 @@ def test_a_gradient_and_a_step_cost_what_was_measured() -> None:
     assert second == pytest.approx(9.40, abs=0.005)
     assert second - first == pytest.approx(6.44, abs=0.005)
     assert cost(exact, 1, 3) - cost(exact, 1, 1) == pytest.approx(2 * 2.96, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("preset", "formula"),
+    [
+        ("algo=maml", lambda k: 3 * k),
+        ("algo=scratch", lambda k: 3 * k),
+        ("algo=anil", lambda _: 1),  # the head's own steps are next to nothing
+        ("algo=protonet", lambda _: 1),
+        ("algo=multi_maml", lambda k: 3 * k),
+        ("algo=clustered algo.starts=3 algo.steps=1", lambda k: 3 * (3 + 1) + 3 * k),
+    ],
+)
+@pytest.mark.parametrize("steps", [0, 2])
+def test_adapting_to_a_new_task_takes_no_query(
+    preset: str, formula: Callable[[int], float], steps: int
+) -> None:
+    experiment = build(*preset.split())
+    found = flops_per_adaptation(experiment, experiment.initial(), steps) / forward_pass()
+    assert found == pytest.approx(formula(steps), rel=0.05, abs=0.05)
 
 
 @pytest.mark.slow

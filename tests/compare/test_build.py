@@ -116,6 +116,7 @@ def test_html_is_accessible_and_says_what_matters(report):
     assert len(alts) == parsed.tags.count("img") == 3
     assert all(len(alt) > 30 for alt in alts)
     assert parsed.tags.count("caption") == parsed.tags.count("table")
+    assert parsed.attributes.count(("tabindex", "0")) == parsed.tags.count("table")
     assert {"col", "row"} == {value for name, value in parsed.attributes if name == "scope"}
     words = " ".join(parsed.words)
     for expected in (

@@ -21,7 +21,7 @@ def rendered(what, width=80):
 
 def test_comparison_of_three_seeds(sweep):
     lines = rendered(console.comparison_table(compare(load([sweep]))))
-    assert lines[:26] == [
+    assert lines[:27] == [
         "1 of the runs found could not be used; it is listed below.",
         "",
         "glyphs, 5-way 1-shot",
@@ -44,12 +44,13 @@ def test_comparison_of_three_seeds(sweep):
         "The same budget for every method: 1,000 meta-steps.",
         "Test tasks: 600 held out, list ca978112; Queries: 15 a class; Normalisation:",
         "batch, transductive; Budget: 1,000 meta-steps; Model: conv4; Seeds: 0, 1, 2;",
-        "Hardware: cpu, 2 threads. ± is 1.96 standard errors over tasks; p is of its row",
-        "alone.",
+        "Hardware: cpu, 2 threads. ± is 1.96 standard errors over tasks; a difference",
+        "above zero is better; p is two-sided, paired and of its row alone. ± and p leave",
+        "out the noise of training.",
         "",
         "Not in the comparison",
     ]
-    assert "maml seed 3   unfinished" in lines[29]
+    assert "maml seed 3   unfinished" in lines[30]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 from metarun.compare import compare
 from metarun.report.figures import figures
 from metarun.report.html import page
+from metarun.report.markdown import document
 from metarun.report.runs import load
 from metarun.report.tables import clusters, of_run
 from metarun.report.verdict import verdict
@@ -71,7 +72,7 @@ def test_an_oracle_is_named_and_never_the_winner(make_run):
     assert section.entries[0].label == "multi_maml (oracle)"
     assert section.entries[0].oracle
     assert "clustered reaches" in verdict(section).evidence
-    assert any("a bound, no method" in line for line in section.notices)
+    assert any("not a method to use" in line for line in section.notices)
     unasked = compare(load([make_run("e", "maml", metric="mse", modes=MODES)])).sections[0]
     assert unasked.reference == "maml"
     assert not unasked.entries[0].oracle
@@ -82,3 +83,12 @@ def test_without_a_stated_reference_it_is_not_the_oracle(make_run):
     family = dict(metric="mse", modes=MODES)
     runs = [make_run("a", "maml", **family), make_run("d", "maml", seed=2, edit=told, **family)]
     assert compare(load(runs)).sections[0].reference == "maml"
+
+
+def test_the_words_for_starts_are_explained_where_there_are_some(make_run):
+    comparison, _ = section_of(make_run)
+    for text in (page(comparison, []), document(comparison, [])):
+        assert "normalised mutual information" in text
+    alone = compare(load([make_run("m", metric="mse"), make_run("t", "transfer", metric="mse")]))
+    for text in (page(alone, []), document(alone, [])):
+        assert "mutual information" not in text

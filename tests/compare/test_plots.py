@@ -1,5 +1,6 @@
 """Figures: drawn for any label and any gap, with colours that stay with their method."""
 
+import itertools
 import math
 import struct
 
@@ -42,6 +43,43 @@ def test_errors_of_several_magnitudes_get_a_logarithmic_axis():
             plots.curve(axes, means, [0.001] * 2, "mse", style)
             plots.adaptation_axes(axes, "mse", "")
             assert axes.get_yscale() == expected
+
+
+def test_a_curve_that_explodes_leaves_the_others_their_room():
+    style = plots.Style("#000000", "o")
+    with plots.sheet(4, 3) as (_, (axes,)):
+        plots.curve(axes, [3.6, 3.4, 3.3, 3.2], [], "mse", style)
+        assert plots.cut_at(axes) is None
+        plots.curve(axes, [3.5, 2.9, 6.2, 4e6, math.nan], [], "mse", style)
+        plots.adaptation_axes(axes, "mse", "")
+        low, high = axes.get_ylim()
+        assert axes.get_yscale() == "linear"
+        assert 2.5 < low < 2.9
+        assert high == plots.cut_at(axes) == pytest.approx(7.2)
+        plots.curve(axes, [2e18, 2e18], [], "mse", style)
+        plots.adaptation_axes(axes, "mse", "")
+        assert axes.get_ylim() == (low, high)
+
+
+@pytest.mark.parametrize("most", [1e8, 2e8, 1e9, 4e9, 4e10, 5e13])
+def test_ticks_of_costs_do_not_run_into_one_another(most):
+    with plots.sheet(8, 3.7, columns=2) as (figure, (axes, other)):
+        for one, unit in ((axes, 1.0), (other, 1e-9)):
+            one.errorbar([8e7 * unit, most * unit], [1, 2], [1, 1])
+            one.set_xlim(8e7 * unit / 2.3, most * unit * 2.3)
+            plots.logarithmic(one, "x", prefixes=unit == 1.0)
+        axes.legend(["multi_maml (oracle)"], bbox_to_anchor=(3.1, 0.5))
+        figure.draw_without_rendering()
+        for one in (axes, other):
+            inside = [
+                tick.label1.get_window_extent()
+                for tick in one.xaxis.get_major_ticks()
+                if one.get_xlim()[0] <= tick.get_loc() <= one.get_xlim()[1]
+            ]
+            assert len(inside) >= 1
+            assert all(a.x1 < b.x0 for a, b in itertools.pairwise(inside))
+        said = [tick.label1.get_text() for tick in other.xaxis.get_major_ticks()]
+        assert not any("m" in text for text in said)  # no minute, no milli: seconds as they are
 
 
 def test_training_draws_records_of_a_resumed_run_and_of_an_empty_one(tmp_path):

@@ -20,6 +20,7 @@ from metarun.report.statistics import (
     paired,
     purity,
     seed_ci,
+    tasks_needed,
 )
 
 TASKS, TRIALS = 600, 2000
@@ -177,3 +178,21 @@ def test_effective_clusters_is_the_exponential_of_entropy():
 def test_cluster_agreement_refuses_unequal_lists():
     with pytest.raises(DataError, match="equal lists"):
         nmi([0, 1], [0])
+
+
+def test_tasks_that_an_honest_interval_needs():
+    """Where it asks for more than there are, 1.96 standard errors hold the mean too seldom."""
+    rng = np.random.default_rng(11)
+    for draw, mean, honest in (
+        (lambda: rng.binomial(25, rng.beta(10, 2, 600)) / 25, 10 / 12, True),
+        (lambda: rng.exponential(1, 600), 1.0, True),
+        (lambda: rng.lognormal(0, 2, 600), np.exp(2), False),
+    ):
+        lists = [draw() for _ in range(500)]
+        found = [mean_ci(scores) for scores in lists]
+        held = np.mean([abs(one.mean - mean) <= one.ci95 for one in found])
+        warned = np.mean([tasks_needed(scores) > 600 for scores in lists])
+        assert (held > 0.92, warned < 0.05) == (honest, honest)
+        assert warned < 0.05 or warned > 0.95
+    assert tasks_needed([0.4] * 600) == 0
+    assert tasks_needed([0.0] * 2) == 0

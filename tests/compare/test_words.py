@@ -18,6 +18,10 @@ from metarun.report import words
         (312.4, 21.0, "mse", "312 ± 21"),
         (0.000412, 0.000021, "mse", "0.000412 ± 0.000021"),
         (0.0123, None, "mse", "0.0123"),
+        (3875062.0, None, "mse", "3.88e+06"),
+        (1963449590766108672.0, 0.0, "mse", "1.96e+18 ± 0"),
+        (4.2e-9, 1.3e-10, "mse", "4.2e-09 ± 1.3e-10"),
+        (4.2e-9, 0.013, "mse", "0.000 ± 0.013"),
         (0.0, None, "mse", "0.0"),
         (math.nan, 0.1, "mse", words.DASH),
         (0.5, math.nan, "accuracy", "50.0 %"),
@@ -46,6 +50,8 @@ def test_signed_has_a_sign_and_a_true_minus():
     assert words.signed(0.0914, 0.0088, "accuracy") == "+9.1 ± 0.9"
     assert words.signed(-0.0914, 0.0088, "accuracy") == f"{words.MINUS}9.1 ± 0.9"
     assert words.signed(1.92, 0.1, "mse") == "+1.92 ± 0.10"
+    assert words.signed(4.2e-9, 1.3e-10, "mse") == "+4.2e-09 ± 1.3e-10"
+    assert words.signed(-1.96e18, 1e17, "mse") == f"{words.MINUS}1.96e+18 ± 1e+17"
 
 
 @pytest.mark.parametrize("value", [-0.0004, -0.0, 0.0, 0.0004])

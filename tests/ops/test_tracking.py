@@ -111,13 +111,14 @@ def test_the_comparison_table_pairs_each_method_with_the_reference():
     ]
     section = {"dataset": "glyphs", "metric": "accuracy", "reference": "transfer"}
     pair = {"section": 0, "a": "maml", "b": "transfer", "difference": 0.1, "ci95": 0.02}
-    pair |= {"p_value": 0.01, "p_holm": 0.03, "p_holm_reference": 0.02}
+    pair |= {"p_value": 0.01, "p_holm": 0.03, "p_holm_reference": 0.02, "seeds_ci95": 0.3}
     other = {"section": 1, "a": "maml", "b": "transfer", "difference": 0.5, "ci95": 0.02}
     table = comparison_table({"sections": [section | {"entries": entries}], "pairs": [other, pair]})
     first, second = (dict(zip(table.columns, line, strict=True)) for line in table.lines)
     assert first["method"] == "maml"
     assert (first["difference"], first["difference_ci95"], first["seeds"]) == (0.1, 0.02, 2)
     assert (first["p_value"], first["p_holm_reference"]) == (0.01, 0.02)
+    assert first["difference_seeds_ci95"] == 0.3
     assert second["difference"] is None
 
 

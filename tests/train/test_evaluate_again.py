@@ -63,6 +63,9 @@ def test_fewer_steps_are_tested_down_to_those_that_validation_chose(tmp_path: Pa
     again = outcome(evaluated(tmp_path, "test.steps=2"))["test"]["mse"]
     assert again["by_step"] == found["test"]["mse"]["by_step"][:3]
     assert again["step"] == 2
+    cost = outcome(next((tmp_path / "evaluations").iterdir()))["cost"]
+    assert cost["flops_per_adaptation"] > 0
+    assert {**cost, "flops_per_adaptation": 0} == {**found["cost"], "flops_per_adaptation": 0}
     with pytest.raises(ConfigError, match=r"^test.steps: 1 is fewer than the 2 inner steps"):
         evaluate_again.main([str(tmp_path), "test.steps=1"])
 

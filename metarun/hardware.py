@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -15,6 +16,7 @@ from pydantic import Field
 from metarun import console
 from metarun.errors import ConfigError
 from metarun.kernels.build import FAILED, why_not
+from metarun.numerics.chunks import out_of_memory
 from metarun.numerics.parallel import Workers
 from metarun.precision import Precision, tensor_float
 
@@ -160,15 +162,19 @@ def hardware(
     How tasks are run is decided when there is a model; see `Hardware.running` and `sharing`.
 
     Raises:
-        ConfigError: the device is not there, or too few of its kind for so many processes.
+        ConfigError: the device is not there or cannot be used, or there are too few of its kind
+            for so many processes.
     """
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    there, why = _sees_gpu() if device != "cpu" else (False, "")
+    if device.startswith("cuda") and not there:
         raise ConfigError(
-            f"hardware.device: {device} was asked for and torch {torch.__version__} sees no GPU; "
-            "use hardware.device=cpu or auto"
+            f"hardware.device: {device} was asked for and torch {torch.__version__} sees no GPU"
+            f"{why and f' ({why})'}; use hardware.device=cpu or auto"
         )
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if there else "cpu"
+        if why and not there:
+            _warn(f"hardware.device: torch sees no GPU ({why}); running on the CPU")
     found = torch.device(device)
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
@@ -176,6 +182,7 @@ def hardware(
             f"{torch.cuda.device_count()} GPUs, counted from cuda:0"
         )
     processes = _processes(processes, found)
+    _refuse_unusable(found)
     _check_precision(precision, dtype, found)
     tensor_float("ieee")
     cores, there = threads or _cores(), len(os.sched_getaffinity(0))
@@ -193,6 +200,34 @@ def hardware(
         precision=precision,
         processes=processes,
     )
+
+
+def _sees_gpu() -> tuple[bool, str]:
+    """Tell whether torch sees a GPU, and what it says of one that it cannot use, in one line."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        there = torch.cuda.is_available()
+    return there, str(said[0].message).splitlines()[0] if said else ""
+
+
+def _refuse_unusable(device: torch.device) -> None:
+    """Refuse a GPU that torch sees and cannot compute on: too new or too old, taken or broken."""
+    if device.type != "cuda":
+        return
+    try:
+        _compute_on(device)
+    except RuntimeError as error:
+        if out_of_memory(error):
+            raise
+        raise ConfigError(
+            f"hardware.device: {device} cannot be used by torch {torch.__version__}: "
+            f"{str(error).splitlines()[0]}; use hardware.device=cpu, another GPU, or a torch that "
+            "is built for it"
+        ) from error
+
+
+def _compute_on(device: torch.device) -> float:
+    return torch.ones((), device=device).add(1).item()
 
 
 def _processes(asked: int | None, device: torch.device) -> int:

@@ -1,7 +1,8 @@
 """Train and test on the pretended device and on the CPU; print one JSON line an algorithm.
 
 `child.py DATASET ALGO,ALGO,... OVERRIDE...`; `waits` for DATASET tells how often a meta-step makes
-the host wait for the device, `left behind` leaves the data on the host.
+the host wait for the device, `resumed` the same of a run that goes on from its checkpoint, and
+`left behind` leaves the data on the host.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pretend
@@ -26,7 +28,7 @@ from metarun.evaluate import Scores
 from metarun.hardware import Hardware
 from metarun.hardware import hardware as resolve
 from metarun.signals import Stop
-from metarun.state import State
+from metarun.state import State, Vault
 from metarun.train import train
 
 WORDS = (
@@ -52,14 +54,24 @@ def experiment(words: list[str], *, pretended: bool) -> Experiment:
     return assemble(checked, Path("no-data-needed"))
 
 
-def through(words: list[str], *, pretended: bool) -> tuple[State, Scores, int]:
-    """Train and test; return also how often a meta-step waited for the device."""
+def through(
+    words: list[str], *, pretended: bool, folder: Path | None = None
+) -> tuple[State, Scores, int]:
+    """Train and test; return also how often the meta-steps waited for the device.
+
+    With a folder, go on from its checkpoint, or leave one there.
+    """
     ready = experiment(words, pretended=pretended)
-    meta = ready.initial()
-    settled, _ = settle(ready, meta)
-    stop = Stop()
+    state = State(ready.initial())
+    settled, _ = settle(ready, state.meta)
+    stop, vault = Stop(), Vault(folder or Path(), {}, ready)
+    if folder and vault.folder.is_dir():
+        state = vault.restore()
     with pretend.waits() as counted:
-        state = train(settled, State(meta), Log(), stop, 1.0)
+        state = train(settled, state, Log(), stop, 1.0)
+    if folder and not vault.folder.is_dir():
+        vault.save(state)
+        vault.save_best(state)
     return state, settled.evaluate(state.meta, "test", 6, 2, stop), counted.count
 
 
@@ -90,12 +102,24 @@ def waits(words: list[str]) -> dict[str, Any]:
     return {"waits": (many - few) / 4}
 
 
+def resumed(words: list[str]) -> dict[str, Any]:
+    """Return the waits of a meta-step after a stop; Adam counts its steps beside its moments."""
+    words = [*words, "validation.every=1000", "outer.optimizer=adam"]
+    with TemporaryDirectory() as place:
+        folder = Path(place)
+        _, *after = (
+            through([*words, f"budget.total={total}"], pretended=True, folder=folder)[2]
+            for total in (2, 4, 8)
+        )
+    return {"waits": (after[1] - after[0]) / 4}
+
+
 def main() -> None:
     """Compare for every algorithm named."""
     what, algorithms, *more = sys.argv[1:]
     torch.set_num_threads(1)
-    measure, dataset = waits if what == "waits" else compare, what
-    if what in ("waits", "left behind"):
+    measure, dataset = {"waits": waits, "resumed": resumed}.get(what, compare), what
+    if what in ("waits", "resumed", "left behind"):
         dataset = "sinusoid"
     if what == "left behind":
         RegressionSource.to = lambda self, device: self

@@ -65,8 +65,14 @@ def test_a_tensor_left_on_the_host_is_seen() -> None:
 
 
 def test_the_host_waits_once_a_meta_step() -> None:
-    for one in child("child.py", "waits", "maml,anil,transfer,mmaml", "model.hidden=[8]"):
+    algorithms = "maml,anil,transfer,mmaml,clustered,r2d2"
+    for one in child("child.py", "waits", algorithms, "model.hidden=[8]"):
         assert one["waits"] == 1, one
+
+
+def test_the_host_waits_no_more_often_after_a_stop() -> None:
+    for one in child("child.py", "resumed", "maml,transfer", "model.hidden=[8]"):
+        assert one.get("waits") == 1, one
 
 
 def test_replayed_meta_steps_are_those_that_are_called() -> None:

@@ -83,6 +83,10 @@ class Graph:
                 self._fast = built(self._graph, self._inputs)
             return self._found([value.clone() for value in self._fast(*inputs)])
 
+    def as_it_is(self) -> None:
+        """Call the plain function from now on, for all shapes."""
+        self._given = []
+
     def traced(self, meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
         """Do what the graph does one operation after the other: to be part of a larger graph."""
         return self._found(self._graph(*_values(meta), *tasks.tensors()))

@@ -88,6 +88,13 @@ def test_replayed_meta_steps_are_those_that_are_called() -> None:
         assert one["counts"][0][0] == 8, one
 
 
+def test_what_cannot_be_compiled_is_recorded_as_it_is() -> None:
+    (one,) = child("recording.py", "uncompiled", REPLAYED[0])
+    assert one["recorded"] == ["yes", "yes"], one
+    assert one["apart"] <= ROUNDED, one
+    assert one["counts"][0] == one["counts"][1], one
+
+
 def test_a_replay_that_is_not_finite_moves_nothing() -> None:
     cases = [
         f"algo=maml budget.total=6 outer.on_divergence={p}" for p in ("skip_step", "drop_tasks")

@@ -165,7 +165,7 @@ def hardware(
         ConfigError: the device is not there or cannot be used, or there are too few of its kind
             for so many processes.
     """
-    there, why = _sees_gpu() if device != "cpu" else (False, "")
+    there, why = sees_gpu() if device != "cpu" else (False, "")
     if device.startswith("cuda") and not there:
         raise ConfigError(
             f"hardware.device: {device} was asked for and torch {torch.__version__} sees no GPU"
@@ -182,7 +182,7 @@ def hardware(
             f"{torch.cuda.device_count()} GPUs, counted from cuda:0"
         )
     processes = _processes(processes, found)
-    _refuse_unusable(found)
+    refuse_unusable(found)
     _check_precision(precision, dtype, found)
     tensor_float("ieee")
     cores, there = threads or _cores(), len(os.sched_getaffinity(0))
@@ -202,7 +202,7 @@ def hardware(
     )
 
 
-def _sees_gpu() -> tuple[bool, str]:
+def sees_gpu() -> tuple[bool, str]:
     """Tell whether torch sees a GPU, and what it says of one that it cannot use, in one line."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -210,8 +210,12 @@ def _sees_gpu() -> tuple[bool, str]:
     return there, str(said[0].message).splitlines()[0] if said else ""
 
 
-def _refuse_unusable(device: torch.device) -> None:
-    """Refuse a GPU that torch sees and cannot compute on: too new or too old, taken or broken."""
+def refuse_unusable(device: torch.device) -> None:
+    """Refuse a GPU that torch sees and cannot compute on: too new or too old, taken or broken.
+
+    Raises:
+        ConfigError: it cannot.
+    """
     if device.type != "cuda":
         return
     try:
@@ -227,6 +231,8 @@ def _refuse_unusable(device: torch.device) -> None:
 
 
 def _compute_on(device: torch.device) -> float:
+    if str(device) != device.type:  # what is not told a device takes no part of another GPU
+        torch.cuda.set_device(device)
     return torch.ones((), device=device).add(1).item()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from metarun import hardware as module
 from metarun.config import check
 from metarun.errors import ConfigError
 from metarun.hardware import Hardware, hardware
+from metarun.verbs import doctor
 
 OLD = "CUDA initialization: The NVIDIA driver on your system is too old (found version 11040)"
 
@@ -59,6 +61,22 @@ def test_a_gpu_that_cannot_compute_is_refused_in_a_line(
     ) as found:
         on(device)
     assert "\n" not in str(found.value)
+
+
+def test_doctor_tries_each_gpu(one_gpu: pytest.MonkeyPatch) -> None:
+    def fails(device: torch.device) -> float:
+        raise torch.AcceleratorError("CUDA error: no kernel image is available")
+
+    facts = SimpleNamespace(name="NVIDIA H100", total_memory=80 * 2**30)
+    one_gpu.setattr(torch.cuda, "get_device_properties", lambda index: facts)
+    for compute_on, state, said in (
+        (lambda device: 2.0, "ok", "NVIDIA H100, 80 GiB"),
+        (fails, "warn", "NVIDIA H100, 80 GiB; hardware.device: cuda:0 cannot be used by"),
+    ):
+        one_gpu.setattr(module, "_compute_on", compute_on)
+        (row,) = (row for row in doctor.devices() if row.name == "cuda:0")
+        assert row.state == state
+        assert row.detail.startswith(said)
 
 
 def test_a_gpu_that_is_full_is_a_matter_of_memory(one_gpu: pytest.MonkeyPatch) -> None:

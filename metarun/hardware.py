@@ -97,17 +97,18 @@ class Hardware:
             if without.startswith(FAILED):
                 _warn(f"hardware.batching: {without}; running by vmap")
             return replace(found, way="vmap", reason=without)
+        if self.device.type != "cpu" and self.batching == "auto":
+            return replace(found, way="vmap", reason="batched was not measured on a GPU")
         return replace(found, way="batched", reason=f"kernels for {blocks} blocks")
 
     def _without_kernels(self, blocks: int) -> str:
         """Return why there are no kernels for this device and model, or nothing."""
-        if self.graph:  # whose tracer does not see what a kernel writes
+        on_cpu = self.device.type == "cpu"
+        if self.graph and on_cpu:  # whose tracer does not see what a kernel writes
             return "a compiled graph is of torch's own operations"
-        if self.device.type != "cpu":
-            return "the kernels are for CPUs"
         if not blocks:
             return "the kernels are for conv4 with batch normalisation and (leaky) ReLU"
-        return why_not()
+        return why_not() if on_cpu else ""  # elsewhere they are products of matrices by torch
 
     def workers(self) -> Workers:
         """Return threads that run chunks of tasks side by side, each on one core."""

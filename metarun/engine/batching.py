@@ -1,7 +1,8 @@
 """How a batch of tasks is run: the choice, its check against the plain loop, what is recorded.
 
 `loop` takes one task after the other; `vmap` several at once by torch's own operations; `batched`
-also, with kernels whose weights carry a task axis. The meta-gradient is the same.
+also, with kernels whose weights carry a task axis, on a GPU products of matrices. The
+meta-gradient is the same.
 """
 
 from __future__ import annotations

@@ -43,6 +43,7 @@ def child(name: str, *words: str) -> list[dict[str, Any]]:
         *(("sinusoid", names, ("model.hidden=[8]",)) for names in CURVES),
         *(("glyphs", names, ("model.filters=4",)) for names in IMAGES),
         ("glyphs", "maml,transfer", ("model.filters=4", "model.bn_mode=running")),
+        ("glyphs", "maml", ("model.filters=4", "hardware.batching=batched")),
         ("sinusoid", "tsamaml", ("model.hidden=[8]", "algo.warm_up=2")),
     ],
 )

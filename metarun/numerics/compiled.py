@@ -147,9 +147,13 @@ def first_line(error: Exception) -> str:
 
 @contextmanager
 def quiet() -> Generator[None]:
-    """Trace and compile: nothing is differentiated, and torch's parts may deprecate each other."""
+    """Trace and compile: nothing is differentiated, and torch's parts may deprecate each other.
+
+    Nor is it told that the GPU could round products, which `hardware.precision` decides.
+    """
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
         yield
 
 

@@ -24,6 +24,7 @@ REPLAYED = (
     "algo=anil budget.total=8 outer.optimizer=rmsprop outer.lr=0.001 outer.momentum=0.5",
     "algo=maml budget.total=8 outer.momentum=0.9 outer.schedule=cosine outer.clip=0.5",
 )
+NARROW = "model.widths=[4,4,4,4]"
 ROUNDED = 1e-6  # what another order of operations makes of numbers near 1
 
 
@@ -44,6 +45,13 @@ def child(name: str, *words: str) -> list[dict[str, Any]]:
         *(("glyphs", names, ("model.filters=4",)) for names in IMAGES),
         ("glyphs", "maml,transfer", ("model.filters=4", "model.bn_mode=running")),
         ("glyphs", "maml", ("model.filters=4", "hardware.batching=batched")),
+        ("glyphs", "maml", ("model.filters=4", "model.bn_mode=one_by_one", "hardware.chunk=2")),
+        (
+            "mixture",
+            "anil",
+            ("model=resnet12", "model.widths=[4,4,4,4]", "dataset.sources=[glyphs]"),
+        ),
+        ("multimodal", "maml", ("model.hidden=[8]", "outer.diagnose=true", "algo.rates=parameter")),
         ("sinusoid", "tsamaml", ("model.hidden=[8]", "algo.warm_up=2")),
     ],
 )
@@ -57,6 +65,13 @@ def test_every_family_trains_and_tests_there_to_the_same_numbers(
         assert one["devices"] == ["pretended"]
         assert one["apart"] <= 1e-7, one
         assert one["scores_apart"] <= 1e-7, one
+
+
+def test_verify_passes_there() -> None:
+    algorithms = "maml,imaml,mixture,transfer,es_maml"
+    for one in child("child.py", "verify", algorithms, "model.hidden=[8]"):
+        assert one.get("wrong") == [], one
+        assert one["passed"] > 5, one
 
 
 def test_a_tensor_left_on_the_host_is_seen() -> None:

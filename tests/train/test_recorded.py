@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -210,6 +211,14 @@ def test_without_a_compiler_it_runs_as_it_is(
     assert said(log) == ["no C++ compiler"] * 2
     assert "hardware.compile: not recorded" in capsys.readouterr().err
     same(plain, called)
+
+
+def test_torch_s_advice_on_tf32_is_not_passed_on(recwarn: pytest.WarningsRecorder) -> None:
+    """`hardware.precision` decides it; on a GPU torch advises with every graph that it compiles."""
+    with compiled.quiet():
+        for text in ("TensorFloat32 tensor cores for float32 available but not enabled", "Other"):
+            warnings.warn(text, UserWarning, stacklevel=1)
+    assert [str(warning.message) for warning in recwarn] == ["Other"]
 
 
 def off_by_a_thousandth(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:

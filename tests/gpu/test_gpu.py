@@ -51,7 +51,7 @@ def child(name: str, *words: str) -> list[dict[str, Any]]:
             "anil",
             ("model=resnet12", "model.widths=[4,4,4,4]", "dataset.sources=[glyphs]"),
         ),
-        ("multimodal", "maml", ("model.hidden=[8]", "outer.diagnose=true", "algo.rates=parameter")),
+        ("multimodal", "maml", ("model.hidden=[8]", "outer.diagnose=true", "algo.inner_lr=0.001")),
         ("sinusoid", "tsamaml", ("model.hidden=[8]", "algo.warm_up=2")),
     ],
 )

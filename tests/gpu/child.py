@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -120,7 +121,7 @@ def verified(words: list[str]) -> dict[str, Any]:
 def resumed(words: list[str]) -> dict[str, Any]:
     """Return the waits of a meta-step after a stop; Adam counts its steps beside its moments."""
     words = [*words, "validation.every=1000", "outer.optimizer=adam"]
-    with TemporaryDirectory() as place:
+    with TemporaryDirectory() as place, redirect_stdout(sys.stderr):
         folder = Path(place)
         _, *after = (
             through([*words, f"budget.total={total}"], pretended=True, folder=folder)[2]

@@ -20,6 +20,7 @@ from benchmarks.peers import installed
 from benchmarks.run import OURS, builders, in_processes, measure, ratios
 from benchmarks.works import WORKS, chosen
 from metarun.hardware import keep_freed_memory
+from metarun.precision import tensor_float
 
 
 def parser() -> argparse.ArgumentParser:
@@ -53,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _list()
     works, device = chosen(asked.works), torch.device(asked.device)
     keep_freed_memory()
+    tensor_float("ieee")  # which metarun would set for those after it, and torch's default is not
     torch.set_num_threads(asked.threads)
     warnings.filterwarnings("ignore", category=FutureWarning)
     asked.out.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ from benchmarks.measure import repeats, seconds, synchronise
 from benchmarks.nets import initial
 from benchmarks.works import Work, batch
 from metarun.hardware import keep_freed_memory
+from metarun.precision import tensor_float
 
 ROOT = Path(__file__).parent.parent
 
@@ -52,14 +53,16 @@ def main(asked: dict[str, Any]) -> dict[str, float]:
 
     device, threads = torch.device(asked["device"]), asked["threads"]
     keep_freed_memory()
+    tensor_float("ieee")
     torch.set_num_threads(threads)
     shape = asked["work"] | {"features": tuple(asked["work"]["features"])}
     work = Work(**shape)
     tasks, values = batch(work, torch.float32, device), initial(work, torch.float32, device)
+    held = torch.cuda.memory_allocated(device) if device.type == "cuda" else None
     build: Build = builders(threads, {asked["name"]: asked["overrides"]})[asked["name"]]
     contender = build(work, values, tasks)
     assert contender is not None
-    before = _restart_peak(device)
+    before = _restart_peak(device, held)
     count = repeats(contender, threads, device)
     peak = _peak(device) - before
     took = [seconds(contender, threads, device) for _ in range(max(count, 3))]
@@ -67,11 +70,16 @@ def main(asked: dict[str, Any]) -> dict[str, float]:
     return {"seconds": median(took), "peak_mib": peak / 2**20}
 
 
-def _restart_peak(device: torch.device) -> int:
-    """Forget the largest memory so far where the system can; return what is held now, in bytes."""
-    if device.type == "cuda":
+def _restart_peak(device: torch.device, held: int | None) -> int:
+    """Forget the largest memory so far where the system can; return what was held, in bytes.
+
+    On a GPU `held` is what network and data took before the contender was built: a recording has
+    its memory from then on, and its replays allocate none.
+    """
+    if held is not None:
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
+        return held
     with suppress(OSError):  # then a peak of the imports may hide a small one of the steps
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     return _peak(device)
@@ -79,7 +87,7 @@ def _restart_peak(device: torch.device) -> int:
 
 def _peak(device: torch.device) -> int:
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return torch.cuda.max_memory_reserved(device)
     status = Path("/proc/self/status")
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

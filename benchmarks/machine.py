@@ -41,7 +41,7 @@ def describe(threads: int, device: torch.device) -> dict[str, Any]:
             ],
         },
         "threads": threads,
-        "tf32": torch.backends.cuda.matmul.allow_tf32 if device.type == "cuda" else None,
+        "float32": torch.backends.cudnn.conv.fp32_precision if device.type == "cuda" else None,
         "allocator": {
             "library": " ".join(platform.libc_ver()),
             "mallopt": {str(key): value for key, value in KEPT_BY_ALLOCATOR.items()},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -15,6 +16,7 @@ from pydantic import Field
 from metarun import console
 from metarun.errors import ConfigError
 from metarun.kernels.build import FAILED, why_not
+from metarun.numerics.chunks import out_of_memory
 from metarun.numerics.parallel import Workers
 from metarun.precision import Precision, tensor_float
 
@@ -95,17 +97,18 @@ class Hardware:
             if without.startswith(FAILED):
                 _warn(f"hardware.batching: {without}; running by vmap")
             return replace(found, way="vmap", reason=without)
+        if self.device.type != "cpu" and self.batching == "auto":
+            return replace(found, way="vmap", reason="batched was not measured on a GPU")
         return replace(found, way="batched", reason=f"kernels for {blocks} blocks")
 
     def _without_kernels(self, blocks: int) -> str:
         """Return why there are no kernels for this device and model, or nothing."""
-        if self.graph:  # whose tracer does not see what a kernel writes
+        on_cpu = self.device.type == "cpu"
+        if self.graph and on_cpu:  # whose tracer does not see what a kernel writes
             return "a compiled graph is of torch's own operations"
-        if self.device.type != "cpu":
-            return "the kernels are for CPUs"
         if not blocks:
             return "the kernels are for conv4 with batch normalisation and (leaky) ReLU"
-        return why_not()
+        return why_not() if on_cpu else ""  # elsewhere they are products of matrices by torch
 
     def workers(self) -> Workers:
         """Return threads that run chunks of tasks side by side, each on one core."""
@@ -160,15 +163,19 @@ def hardware(
     How tasks are run is decided when there is a model; see `Hardware.running` and `sharing`.
 
     Raises:
-        ConfigError: the device is not there, or too few of its kind for so many processes.
+        ConfigError: the device is not there or cannot be used, or there are too few of its kind
+            for so many processes.
     """
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    there, why = sees_gpu() if device != "cpu" else (False, "")
+    if device.startswith("cuda") and not there:
         raise ConfigError(
-            f"hardware.device: {device} was asked for and torch {torch.__version__} sees no GPU; "
-            "use hardware.device=cpu or auto"
+            f"hardware.device: {device} was asked for and torch {torch.__version__} sees no GPU"
+            f"{why and f' ({why})'}; use hardware.device=cpu or auto"
         )
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if there else "cpu"
+        if why and not there:
+            _warn(f"hardware.device: torch sees no GPU ({why}); running on the CPU")
     found = torch.device(device)
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
@@ -176,6 +183,7 @@ def hardware(
             f"{torch.cuda.device_count()} GPUs, counted from cuda:0"
         )
     processes = _processes(processes, found)
+    refuse_unusable(found)
     _check_precision(precision, dtype, found)
     tensor_float("ieee")
     cores, there = threads or _cores(), len(os.sched_getaffinity(0))
@@ -193,6 +201,40 @@ def hardware(
         precision=precision,
         processes=processes,
     )
+
+
+def sees_gpu() -> tuple[bool, str]:
+    """Tell whether torch sees a GPU, and what it says of one that it cannot use, in one line."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        there = torch.cuda.is_available()
+    return there, str(said[0].message).splitlines()[0] if said else ""
+
+
+def refuse_unusable(device: torch.device) -> None:
+    """Refuse a GPU that torch sees and cannot compute on: too new or too old, taken or broken.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if device.type != "cuda":
+        return
+    try:
+        _compute_on(device)
+    except RuntimeError as error:
+        if out_of_memory(error):
+            raise
+        raise ConfigError(
+            f"hardware.device: {device} cannot be used by torch {torch.__version__}: "
+            f"{str(error).splitlines()[0]}; use hardware.device=cpu, another GPU, or a torch that "
+            "is built for it"
+        ) from error
+
+
+def _compute_on(device: torch.device) -> float:
+    if str(device) != device.type:  # what is not told a device takes no part of another GPU
+        torch.cuda.set_device(device)
+    return torch.ones((), device=device).add(1).item()
 
 
 def _processes(asked: int | None, device: torch.device) -> int:

@@ -48,6 +48,12 @@ def refuse_rounding(precision: Precision, who: str) -> None:
 
 
 def tensor_float(precision: Literal["ieee", "tf32"]) -> None:
-    """Set what an NVIDIA GPU makes of float32: torch's own default is tf32 for convolutions."""
+    """Set what an NVIDIA GPU makes of float32: torch's own default is tf32 for convolutions.
+
+    By both of torch's interfaces: parts of it still ask the older one, which raises an error where
+    the newer one says something else.
+    """
+    allowed = precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
     torch.backends.cuda.matmul.fp32_precision = precision
     torch.backends.cudnn.conv.fp32_precision = precision  # pyright: ignore[reportAttributeAccessIssue]

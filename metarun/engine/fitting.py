@@ -60,7 +60,10 @@ def fit(
     meter, free, tried = _meter(device), free_memory(device), dict[int, int]()
     if meter is None or free is None:
         return Fit(chunk, workers, tried, 0)
-    free = free // processes if device.type == "cpu" else free
+    if device.type == "cpu":
+        free = free // processes
+    else:
+        attempt(1)  # what a GPU's libraries take at their first call, and keep, is no task's
     room, size = PART * free, 1
     while True:
         tried[size] = meter(lambda size=size: attempt(size))

@@ -42,7 +42,7 @@ def query_gradients(problem: Problem, params: Params, tasks: Tasks) -> tuple[Ten
     Nothing differentiates it again, and a large query set fills a core by itself: then tasks are
     taken one at a time, so that what one computes stays in the cache.
     """
-    if tasks.query_x.is_cuda or tasks.query_x[0].numel() < ALONE:
+    if tasks.query_x.device.type != "cpu" or tasks.query_x[0].numel() < ALONE:
         return _query_gradients(problem, params, tasks)
     count, losses = len(tasks), list[Tensor]()
     pulls = {name: value.new_empty(value.shape) for name, value in moving(params).items()}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metarun.errors import ConfigError
+from metarun.kernels import products
 from metarun.kernels.conv import conv2d
 from metarun.kernels.first import first_block, suits
 from metarun.kernels.norm import norm_act_pool
@@ -134,8 +135,10 @@ class ConvBlock(nn.Module):
         self.kernels = Switch()  # see `use_kernels`
 
     def forward(self, x: Tensor, reference: int | None = None) -> Tensor:
-        norm, slope = self.norm, self.slope
-        if self.kernels.on and slope is not None and reference is None and not norm.special:
+        norm, slope, on = self.norm, self.slope, self.kernels.on
+        products_alone = on and x.device.type != "cpu"
+        on = on and not products_alone
+        if on and slope is not None and reference is None and not norm.special:
             weight, bias = self.conv.weight, self.conv.bias
             assert bias is not None
             how: Kernel = {"pool": self.pool, "eps": norm.eps, "slope": slope}
@@ -144,8 +147,14 @@ class ConvBlock(nn.Module):
                 return first_block(*given, stride=self.stride, padding=1, **how)
             h = conv2d(x, weight, bias, stride=self.stride, padding=1)
             return norm_act_pool(h, norm.weight, norm.bias, **how)
-        h = self.activation(norm(self.conv(x), reference))
+        h = self._product(x) if products_alone else self.conv(x)
+        h = self.activation(norm(h, reference))
         return F.max_pool2d(h, 2) if self.pool == 2 else h
+
+    def _product(self, x: Tensor) -> Tensor:
+        weight, bias = self.conv.weight, self.conv.bias
+        assert bias is not None
+        return products.conv2d(x, weight, bias, stride=self.stride, padding=1)
 
 
 def kernel_blocks(model: nn.Module) -> int:

@@ -18,6 +18,10 @@ from metarun.tasks import Tasks
 
 Found = TypeVar("Found")
 REMEDY = "a smaller model, fewer queries or algo.estimator=recompute"
+SHORT = (  # what torch says where it has no type of error for a shortage of memory
+    *("DefaultCPUAllocator: ", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
+    "unable to find an engine to execute",  # a convolution's, each of which asked for too much
+)
 
 
 def in_chunks(
@@ -91,10 +95,12 @@ def memory_told(
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Tell whether torch found no memory; on a CPU it has no type of error for that."""
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator: " in str(error)
-    )
+    """Tell whether torch, or a library that it calls, found no memory."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    if isinstance(error, torch.AcceleratorError):  # a driver's, of any kind
+        return "out of memory" in str(error)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in SHORT)
 
 
 def _mean(

@@ -83,6 +83,10 @@ class Graph:
                 self._fast = built(self._graph, self._inputs)
             return self._found([value.clone() for value in self._fast(*inputs)])
 
+    def as_it_is(self) -> None:
+        """Call the plain function from now on, for all shapes."""
+        self._given = []
+
     def traced(self, meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
         """Do what the graph does one operation after the other: to be part of a larger graph."""
         return self._found(self._graph(*_values(meta), *tasks.tensors()))
@@ -143,9 +147,13 @@ def first_line(error: Exception) -> str:
 
 @contextmanager
 def quiet() -> Generator[None]:
-    """Trace and compile: nothing is differentiated, and torch's parts may deprecate each other."""
+    """Trace and compile: nothing is differentiated, and torch's parts may deprecate each other.
+
+    Nor is it told that the GPU could round products, which `hardware.precision` decides.
+    """
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
         yield
 
 

@@ -18,7 +18,7 @@ class OuterOptimizer:
     """A torch optimiser over named meta-parameters, which it moves in place."""
 
     def __init__(self, settings: Outer, meta: Meta, *, capturable: bool = False) -> None:
-        self.settings = settings
+        self.settings, self.capturable = settings, capturable
         self.meta = meta
         self.names = [f"{group}/{name}" for group, params in meta.items() for name in params]
         self.values = [value for params in meta.values() for value in params.values()]
@@ -69,12 +69,17 @@ class OuterOptimizer:
         }
 
     def restore(self, moments: Moments) -> None:
-        """Take back what `moments` gave."""
+        """Take back what `moments` gave.
+
+        Steps go where the optimiser counts them: it reads those that are not capturable as
+        numbers, for which the host would wait at every tensor.
+        """
         indices = {name: index for index, name in enumerate(self.names)}
         state: dict[int, dict[str, Tensor]] = {}
         for path, value in moments.items():
             name, _, key = path.rpartition("/")
-            state.setdefault(indices[name], {})[key] = value
+            counted = key == "step" and not self.capturable
+            state.setdefault(indices[name], {})[key] = value.cpu() if counted else value
         groups = self.torch.state_dict()["param_groups"]
         self.torch.load_state_dict({"state": state, "param_groups": groups})
 

@@ -86,6 +86,7 @@ def devices() -> list[Row]:
     """Look at processors, what makes the most of them, and GPUs."""
     import torch
 
+    from metarun.hardware import refuse_unusable, sees_gpu
     from metarun.kernels.build import why_not
 
     threads, why = counted(torch.get_num_threads(), "thread"), why_not()
@@ -93,12 +94,19 @@ def devices() -> list[Row]:
         Row("cpu", "ok", f"{counted(os.cpu_count(), 'core')}, {threads}"),
         Row("kernels", "warn" if why else "ok", f"{why}; vmap instead" if why else "built"),
     ]
-    if not torch.cuda.is_available():
-        return [*rows, Row("cuda", "warn", f"torch {torch.__version__} sees no GPU")]
+    there, why = sees_gpu()
+    if not there:
+        said = f"torch {torch.__version__} sees no GPU{why and f': {why}'}"
+        return [*rows, Row("cuda", "warn", said)]
     for index in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(index)
-        memory = facts.total_memory / 2**30
-        rows.append(Row(f"cuda:{index}", "ok", f"{facts.name}, {memory:.0f} GiB"))
+        name = f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB"
+        found = Row(f"cuda:{index}", "ok", name)
+        try:
+            refuse_unusable(torch.device("cuda", index))
+        except (ConfigError, RuntimeError) as error:
+            found = found._replace(state="warn", detail=f"{name}; {str(error).splitlines()[0]}")
+        rows.append(found)
     return rows
 
 

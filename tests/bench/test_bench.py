@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +13,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks import __main__ as command
-from benchmarks import ours, sampling
+from benchmarks import child, ours, run, sampling
 from benchmarks.agreement import agreement, distance
+from benchmarks.contender import Build, Contender
 from benchmarks.measure import flops
 from benchmarks.peers import plain
 from benchmarks.run import ratios, summary
@@ -46,6 +47,39 @@ def test_a_round_is_measured_and_written(found):
     assert {"versions", "machine", "allocator", "threads"} <= set(everything)
     assert f"| metarun {EAGER} |" in (found / "results.md").read_text(encoding="utf-8")
     assert (found / "results.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_nobody_is_measured_with_tf32_that_others_do_not_have(tmp_path: Path) -> None:
+    """Torch's own default on a GPU is TF32 for convolutions, which metarun turns off for all."""
+    torch.backends.cudnn.allow_tf32 = True
+    arguments = ["--works", "w3-first", "--rounds", "1", "--threads", "1", "--out", str(tmp_path)]
+    assert command.main([*arguments, "--only", "plain loop"]) == 0
+    assert torch.backends.cudnn.conv.fp32_precision == "ieee"
+    assert not torch.backends.cudnn.allow_tf32
+
+
+def test_what_a_recording_holds_is_part_of_its_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its replays allocate nothing: the memory is what building it reserved."""
+    reserved = {"all": 0}
+
+    def build(*_: object) -> Contender:
+        reserved["all"] += 900 * 2**20
+        return Contender(list, lambda: None)
+
+    def named(*_: object) -> dict[str, Build]:
+        return {"recorded": build}
+
+    monkeypatch.setattr(run, "builders", named)
+    monkeypatch.setattr(child, "batch", lambda *_: None)
+    monkeypatch.setattr(child, "initial", lambda *_: None)
+    for name in ("synchronize", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 5 * 2**20)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 6 * 2**20)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: reserved["all"])
+    asked = {"work": asdict(SMALL), "name": "recorded", "overrides": [], "threads": 1}
+    assert child.main({**asked, "device": "cuda"})["peak_mib"] == 900 - 5
 
 
 @pytest.mark.slow

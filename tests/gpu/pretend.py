@@ -25,6 +25,16 @@ DEVICE = torch.device(NAME, 0)
 aten = torch.ops.aten
 COPIES = (aten._to_copy.default, aten.copy_.default)
 READS = (aten._local_scalar_dense.default,)
+SIZED = (  # whose result is as large as the numbers say, or who check them: the host waits to know
+    *(aten.nonzero.default, aten.masked_select.default, aten.repeat_interleave.Tensor),
+    *(aten._unique2.default, aten.unique_dim.default, aten.unique_consecutive.default),
+    *(aten.bincount.default, aten.equal.default, aten._linalg_check_errors.default),
+)
+INDEXED = (
+    *(aten.index.Tensor, aten.index_put.default, aten.index_put_.default),
+    aten._index_put_impl_.default,
+)
+PRODUCTS = (aten.mm.default, aten.bmm.default, aten.addmm.default, aten.baddbmm.default)
 
 
 class Waits:
@@ -102,7 +112,7 @@ def compute(op: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Compute an operation on the numbers behind its tensors."""
     given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     there = _is_there(op, given, kwargs.get("device"))
-    _check(op, given, there)
+    _check(op, given, there, kwargs.get("generator"))
     if torch.Tag.inplace_view in op.tags:  # changes a shape and no number
         op(args[0].here, *args[1:], **kwargs)
         with no_dispatch():
@@ -131,14 +141,21 @@ def _is_there(op: Any, given: list[Tensor], asked: Any) -> bool:
     return any(isinstance(tensor, There) for tensor in given) or not given
 
 
-def _check(op: Any, given: list[Tensor], there: bool) -> None:
+def _check(op: Any, given: list[Tensor], there: bool, generator: Any = None) -> None:
+    here = not any(isinstance(tensor, There) for tensor in given)
+    masked = op in INDEXED and any(t.dtype in (torch.bool, torch.uint8) for t in given[1:])
     reads = op in READS or (op in COPIES and not there)
+    reads = reads or (not here and (masked or op in SIZED))
     writes = op in COPIES and there and not all(isinstance(tensor, There) for tensor in given)
     if Graph.now is not None and (reads or writes):
         raise RuntimeError(f"{op}: operation not permitted when stream is capturing")
+    if there and generator is not None:
+        raise RuntimeError(f"{op}: expected a generator of {DEVICE}, but found one of the CPU")
+    if not here and op in PRODUCTS and not given[0].is_floating_point():
+        raise RuntimeError(f"{op}: not implemented for {given[0].dtype}")
     if reads:
         Waits.count += 1
-    elif op not in COPIES:
+    if op not in READS and op not in COPIES:
         for tensor in given:  # of a CPU's, an operation takes scalars, as it does on a GPU
             if not isinstance(tensor, There) and tensor.dim():
                 raise RuntimeError(f"{op}: a tensor on {tensor.device} beside those on {DEVICE}")

@@ -1,7 +1,8 @@
 """Train on the pretended device with every meta-step a replay, and without; print the difference.
 
 `recording.py CASE...` with a case's overrides separated by spaces, or `poisoned CASE...` where a
-training task is not finite; `recording.py refused` for what cannot be recorded. A line a case.
+training task is not finite, or `uncompiled CASE...` where the compiler fails; `refused` for what
+cannot be recorded. A line a case.
 """
 
 from __future__ import annotations
@@ -83,6 +84,11 @@ def poison() -> None:
     RegressionSource.tasks = tasks
 
 
+def uncompiled(graph: Any, inputs: Any) -> Any:
+    """Stand in for a compiler that is not there."""
+    raise compiled.NotCompiledError("no Triton")
+
+
 def refusals() -> dict[str, str]:
     """Return why meta-gradients cannot be recorded that ask the host, or the meta-step."""
     ready = experiment(["dataset=sinusoid", *WORDS, "algo=maml"], pretended=True)
@@ -124,6 +130,9 @@ def main() -> None:
         return
     if cases[0] == "poisoned":
         poison()
+        cases = cases[1:]
+    if cases[0] == "uncompiled":
+        compiled.built = uncompiled
         cases = cases[1:]
     for case in cases:
         words = ["dataset=sinusoid", *WORDS, "model.hidden=[8]", *case.split()]

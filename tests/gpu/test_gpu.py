@@ -24,6 +24,7 @@ REPLAYED = (
     "algo=anil budget.total=8 outer.optimizer=rmsprop outer.lr=0.001 outer.momentum=0.5",
     "algo=maml budget.total=8 outer.momentum=0.9 outer.schedule=cosine outer.clip=0.5",
 )
+NARROW = "model.widths=[4,4,4,4]"
 ROUNDED = 1e-6  # what another order of operations makes of numbers near 1
 
 
@@ -43,6 +44,14 @@ def child(name: str, *words: str) -> list[dict[str, Any]]:
         *(("sinusoid", names, ("model.hidden=[8]",)) for names in CURVES),
         *(("glyphs", names, ("model.filters=4",)) for names in IMAGES),
         ("glyphs", "maml,transfer", ("model.filters=4", "model.bn_mode=running")),
+        ("glyphs", "maml", ("model.filters=4", "hardware.batching=batched")),
+        ("glyphs", "maml", ("model.filters=4", "model.bn_mode=one_by_one", "hardware.chunk=2")),
+        (
+            "mixture",
+            "anil",
+            ("model=resnet12", "model.widths=[4,4,4,4]", "dataset.sources=[glyphs]"),
+        ),
+        ("multimodal", "maml", ("model.hidden=[8]", "outer.diagnose=true", "algo.inner_lr=0.001")),
         ("sinusoid", "tsamaml", ("model.hidden=[8]", "algo.warm_up=2")),
     ],
 )
@@ -58,6 +67,13 @@ def test_every_family_trains_and_tests_there_to_the_same_numbers(
         assert one["scores_apart"] <= 1e-7, one
 
 
+def test_verify_passes_there() -> None:
+    algorithms = "maml,imaml,mixture,transfer,es_maml"
+    for one in child("child.py", "verify", algorithms, "model.hidden=[8]"):
+        assert one.get("wrong") == [], one
+        assert one["passed"] > 5, one
+
+
 def test_a_tensor_left_on_the_host_is_seen() -> None:
     """The control: a data set that does not move with its run."""
     (one,) = child("child.py", "left behind", "maml", "model.hidden=[8]")
@@ -65,8 +81,14 @@ def test_a_tensor_left_on_the_host_is_seen() -> None:
 
 
 def test_the_host_waits_once_a_meta_step() -> None:
-    for one in child("child.py", "waits", "maml,anil,transfer,mmaml", "model.hidden=[8]"):
+    algorithms = "maml,anil,transfer,mmaml,clustered,r2d2"
+    for one in child("child.py", "waits", algorithms, "model.hidden=[8]"):
         assert one["waits"] == 1, one
+
+
+def test_the_host_waits_no_more_often_after_a_stop() -> None:
+    for one in child("child.py", "resumed", "maml,transfer", "model.hidden=[8]"):
+        assert one.get("waits") == 1, one
 
 
 def test_replayed_meta_steps_are_those_that_are_called() -> None:
@@ -80,6 +102,13 @@ def test_replayed_meta_steps_are_those_that_are_called() -> None:
         assert one["losses_apart"] <= 1e-5, one
         assert one["counts"][0] == one["counts"][1], one
         assert one["counts"][0][0] == 8, one
+
+
+def test_what_cannot_be_compiled_is_recorded_as_it_is() -> None:
+    (one,) = child("recording.py", "uncompiled", REPLAYED[0])
+    assert one["recorded"] == ["yes", "yes"], one
+    assert one["apart"] <= ROUNDED, one
+    assert one["counts"][0] == one["counts"][1], one
 
 
 def test_a_replay_that_is_not_finite_moves_nothing() -> None:

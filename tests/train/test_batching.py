@@ -201,6 +201,18 @@ def test_what_would_pay_and_cannot_be_runs_as_it_is_without_a_word(
     assert "hardware.compile" in capsys.readouterr().err
 
 
+def test_what_the_compiler_does_not_see_is_not_given_up_for_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """TF32 is switched on around a pass, and a graph has its operations alone."""
+    plain = tiny("algo=maml", "hardware.compile=true", "hardware.chunk=2")
+    rounded = replace(plain, hardware=replace(plain.hardware, precision="tf32"))
+    settled, choice = settle(rounded, plain.initial())
+    assert choice.compiled == "the compiler does not see tf32"
+    assert settled.algorithm is rounded.algorithm
+    assert "hardware.compile: the compiler does not see tf32" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_one_graph_gives_the_same_and_other_shapes_run_as_they_are() -> None:
     experiment = tiny("algo=fomaml", "hardware.compile=true", "hardware.chunk=2")

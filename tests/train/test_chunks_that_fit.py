@@ -79,6 +79,33 @@ def test_a_processor_s_memory_runs_out_under_another_name() -> None:
     assert not out_of_memory(ValueError("DefaultCPUAllocator: "))
 
 
+@pytest.mark.parametrize(
+    "short",
+    [
+        torch.AcceleratorError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("GET was unable to find an engine to execute this computation"),
+    ],
+    ids=["driver", "cublas", "cudnn", "convolution"],
+)
+def test_the_libraries_of_a_gpu_say_in_their_own_words_that_memory_is_short(
+    short: RuntimeError,
+) -> None:
+    experiment = tiny("outer.batch=16")
+    inner = experiment.algorithm.meta_grad
+    assert inner is not None
+
+    def short_of_memory(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
+        if len(tasks) > 5:
+            raise short
+        return inner(meta, tasks, step)
+
+    assert in_chunks(short_of_memory, experiment.initial(), experiment.batch(0), 0, 16)[1] == 4
+    for other in ("CUDA error: an illegal memory access was encountered", "CUDA error: unknown"):
+        assert not out_of_memory(torch.AcceleratorError(other))
+
+
 @pytest.mark.parametrize("text", ["CUDA error: out of memory", "OutOfMemoryError", "boom"])
 def test_other_errors_pass_through_untouched(text: str) -> None:
     def other(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:

@@ -88,6 +88,32 @@ def test_processes_share_the_memory_of_a_cpu_and_not_of_gpus(
         assert fit(tried.append, 32, 1, device, processes=4).chunk == fitting_tasks
 
 
+def test_what_a_gpu_s_libraries_keep_is_not_taken_for_a_task_s(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would make one task look dearer than two, and so a task more look free."""
+    held, peak, calls = 0, 0, list[int]()
+
+    def attempt(size: int) -> None:
+        nonlocal held, peak
+        held += 0 if calls else 64 * MIB
+        calls.append(size)
+        peak = max(peak, held + size * 40 * MIB)
+
+    def forget(device: torch.device) -> None:
+        nonlocal peak
+        peak = held
+
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: held)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: held)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: peak)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", forget)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000 * MIB, 2000 * MIB))
+    found = fit(attempt, 32, 1, torch.device("cuda"))
+    assert found.tried == {1: 40 * MIB, 2: 80 * MIB, 4: 160 * MIB, 8: 320 * MIB, 16: 640 * MIB}
+    assert found.chunk == 16, "32 would take 1280 MiB of 800"
+
+
 def test_what_a_call_needs_is_measured() -> None:
     """In a fresh process: what one has let go of and kept is taken again without a need."""
     process = python("-W", "ignore", "-c", MEASURED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -123,6 +124,21 @@ def test_a_run_turns_off_what_torch_rounds_by_itself() -> None:
         tiny()
         assert torch.backends.cudnn.conv.fp32_precision == "ieee"  # pyright: ignore
         assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+    finally:
+        tensor_float("ieee")
+
+
+@pytest.mark.parametrize("to", ["tf32", "ieee"])
+def test_torch_finds_no_contradiction_in_what_it_is_told(to: Literal["tf32", "ieee"]) -> None:
+    """It asks its older switches too, such as in linear layers on GPUs; both must say the same."""
+    torch.backends.cuda.matmul.fp32_precision = "ieee"  # as by others in the same process
+    tensor_float(to)
+    try:
+        assert torch.backends.cuda.matmul.allow_tf32 is (to == "tf32")
+        assert torch.backends.cudnn.allow_tf32 is (to == "tf32")
+        assert torch.get_float32_matmul_precision() == ("high" if to == "tf32" else "highest")
+        with torch.backends.cudnn.flags(enabled=True):  # as others save and restore them
+            pass
     finally:
         tensor_float("ieee")
 

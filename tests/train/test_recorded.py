@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -212,20 +213,50 @@ def test_without_a_compiler_it_runs_as_it_is(
     same(plain, called)
 
 
-@pytest.mark.usefixtures("uncompiled")
-def test_a_step_that_is_wrong_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check against the meta-gradient that is called: a graph that is off by a thousandth."""
+def test_torch_s_advice_on_tf32_is_not_passed_on(recwarn: pytest.WarningsRecorder) -> None:
+    """`hardware.precision` decides it; on a GPU torch advises with every graph that it compiles."""
+    with compiled.quiet():
+        for text in ("TensorFloat32 tensor cores for float32 available but not enabled", "Other"):
+            warnings.warn(text, UserWarning, stacklevel=1)
+    assert [str(warning.message) for warning in recwarn] == ["Other"]
+
+
+def off_by_a_thousandth(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
+    """Make the whole meta-step's gradient wrong at some meta-steps, or at all."""
     inner = recorded.on_cpu
 
     def off(step: Any, inputs: Any) -> Any:
-        replay = inner(step, inputs)
+        replay, index = inner(step, inputs), inputs[-3]
 
         def replayed() -> list[Tensor]:
             fine, norm, losses, *rest = replay()
-            return [fine, norm, losses, *(value * 1.001 for value in rest)]
+            factor = 1.001 if not steps or int(index) in steps else 1.0
+            return [fine, norm, losses, *(value * factor for value in rest)]
 
         return replayed
 
     monkeypatch.setitem(recorded.RECORDERS, "cpu", off)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_step_that_is_wrong_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check against the meta-gradient that is called: a graph that is off by a thousandth."""
+    off_by_a_thousandth(monkeypatch)
     _, log = trained("algo=maml", "hardware.compile=true")
     assert all("its meta-gradient is 1.0e-03 from the other's" in why for why in said(log))
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_kink_that_a_rounding_crosses_is_no_wrong_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It turns a task's gradient by far more than roundings do, but not at every meta-step."""
+    off_by_a_thousandth(monkeypatch, 1, 2)
+    _, log = trained("algo=maml", "hardware.compile=true")
+    assert said(log) == ["yes", "yes"]
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_what_is_rounded_need_not_be_rounded_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    off_by_a_thousandth(monkeypatch)
+    rounded = "hardware.dtype=float32", "hardware.precision=bf16"
+    _, log = trained("algo=maml", "hardware.compile=true", *rounded)
+    assert said(log) == ["yes", "yes"]

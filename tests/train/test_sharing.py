@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny import tiny, tiny_config
 
+from metarun import hardware as hardware_module
 from metarun.assemble import assemble
 from metarun.config import check
 from metarun.data.fetch import data_root
@@ -36,6 +37,7 @@ def test_what_cannot_be_shared_is_refused(words: tuple[str, ...], said: str) -> 
 def test_gpus_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(hardware_module, "_compute_on", lambda device: 2.0)
     settings = check(tiny_config("hardware.threads=null")).parts["hardware"].values
 
     def on(device: str, processes: int | None) -> Hardware:

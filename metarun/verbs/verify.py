@@ -14,7 +14,8 @@ from metarun.errors import ConfigError
 from metarun.report.words import counted
 from metarun.settings.compose import parse
 from metarun.settings.help import usage
-from metarun.verbs.checks import Row, State, Subject, checks
+from metarun.verbs.checks import Subject, checks
+from metarun.verbs.rows import Row, State
 
 
 def main(argv: list[str]) -> int:

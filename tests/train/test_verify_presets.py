@@ -94,3 +94,27 @@ def test_two_ways_may_differ_by_what_rounding_of_the_start_does(size, state: str
     row = one_row("loop = vmap", off_by(size), oracles.problem("mlp"))
     assert row.state == state, row
     assert ("rounding alone carries as far" in row.detail) is (state == "warn")
+
+
+def kinked(at: float) -> Callable[..., object]:
+    """Return MAML whose loss begins to rise that far from the start, and says no word of it."""
+
+    def factory(on: Problem, **settings: object) -> object:
+        algorithm = maml(on, **settings)
+        begun = sum(value.sum() for value in on.initial().values())
+
+        def meta_grad(meta, tasks, step):
+            found = algorithm.meta_grad(meta, tasks, step)
+            moved = sum(value.sum() for value in meta["params"].values()) - begun
+            return found._replace(losses=found.losses + (moved - at).clamp_min(0))
+
+        return algorithm._replace(meta_grad=meta_grad)
+
+    return factory
+
+
+@pytest.mark.parametrize(("at", "state"), [(2e-7, "ok"), (0.0, "fail")])
+def test_a_kink_near_the_start_is_none_at_it(at: float, state: str) -> None:
+    """The narrower differences do not reach it; one at the start they find."""
+    row = one_row("finite differences", kinked(at), oracles.problem("mlp"))
+    assert row.state == state, row

@@ -258,6 +258,3 @@ def test_a_start_too_large_to_adapt_pulls_at_nothing(model: str, combine: str) -
         {n: v[0] for n, v in params.items()}, tasks.support_x[0], tasks.query_x[0]
     )
     assert outputs.isfinite().all()
-
-
-# The support alone decides

@@ -126,6 +126,3 @@ MANY_SURE = {
         on, **{**MIXTURE, "temperature": 1e-9, "combine": "parameters"}
     ),
 }
-
-
-# Encoder and modulation

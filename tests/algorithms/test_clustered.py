@@ -12,7 +12,7 @@ from oracles import distance, image_tasks, maml, problem
 
 from metarun.algorithms.clustered import clustered
 from metarun.algorithms.mixture import mixture
-from metarun.algorithms.parts.fitness import fit
+from metarun.algorithms.parts.fitness import fit, support_score
 from metarun.assemble import assemble
 from metarun.config import check, compose_job
 from metarun.errors import ConfigError
@@ -37,7 +37,9 @@ def test_cross_validation_holds_out_each_class_s_examples_in_turn() -> None:
     """The scores are those of a plain loop over the parts; no number of folds means one out."""
     on = problem("mlp")
     tasks = image_tasks("mlp", 3, shots=4)
+    settings = gradient_descent(PLAIN["inner_lr"]), PLAIN["steps"], PLAIN["proximal"]
     for folds, parts in ((2, 2), (None, 4)):
+        score = support_score(on, "holdout", folds, *settings)
         algorithm = clustered(on, **{**CLUSTERED, "assign": "holdout", "folds": folds})
         meta = begin(algorithm, on)
         chosen = algorithm.assign(meta, tasks.support_x, tasks.support_y)
@@ -60,6 +62,8 @@ def test_cross_validation_holds_out_each_class_s_examples_in_turn() -> None:
                             for (n, v), g in zip(leaf.items(), grads, strict=True)
                         }
                     total += float(on.loss(params, x[held], y[held]).detach())
+                begun = {n: v[start] for n, v in meta["params"].items()}
+                assert float(score(begun, x, y)) == pytest.approx(total / parts, rel=1e-10)
                 totals.append(total)
             assert int(chosen[t]) == min(range(3), key=totals.__getitem__)
 

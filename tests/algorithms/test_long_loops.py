@@ -139,6 +139,19 @@ def test_the_curvature_is_of_what_the_inner_loop_moves() -> None:
         assert others["curvature_start"][t] > 1.2 * largest
 
 
+def test_curvatures_are_of_where_the_loop_begins_and_of_where_it_ends() -> None:
+    words = ("outer.diagnose=true", "hardware.dtype=float64", "algo.steps=9", "algo.inner_lr=0.05")
+    experiment = tiny(*words)
+    meta, task = experiment.initial(), experiment.batch(0)[:1]
+    figures = experiment.algorithm.meta_grad(meta, task, 0).figures
+    adapted = experiment.problem.model.adapted
+    path = list(experiment.algorithm.adapt(meta, task.support_x, task.support_y, 9))
+    bent = [largest_curvature(experiment.problem, path[k], adapted, task) for k in (0, 9)]
+    torch.testing.assert_close(figures["curvature_start"][0], 0.05 * bent[0])
+    torch.testing.assert_close(figures["curvature_end"][0], 0.05 * bent[1])
+    assert abs(bent[1] / bent[0] - 1) > 0.01
+
+
 LONG = ("task.shots=20", "outer.batch=6", "hardware.dtype=float64", "model.hidden=[40,40]")
 
 

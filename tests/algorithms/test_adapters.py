@@ -183,6 +183,22 @@ def test_the_context_of_a_perceptron_is_further_inputs() -> None:
     torch.testing.assert_close(found, h @ params["head.weight"].T + params["head.bias"])
 
 
+@pytest.mark.parametrize(
+    ("model", "layer"),
+    [
+        ("conv4-batch", "body.blocks.2.norm"),
+        ("conv4-none", "body.blocks.2.norm"),
+        ("mlp-batch", "body.norms.1"),
+        ("mlp", "body.linears.0"),
+    ],
+)
+def test_a_context_acts_on_the_third_normalisation_or_the_last_or_the_input(
+    model: str, layer: str
+) -> None:
+    net = with_context(problem(model).model, 4)
+    assert net.adapted == {f"{layer}.context"}
+
+
 @pytest.mark.parametrize("model", ["mlp", "conv4-batch", "resnet12"])
 def test_cavia_is_maml_with_rates_of_zero_elsewhere(model: str) -> None:
     on, tasks = problem(model), image_tasks(model)

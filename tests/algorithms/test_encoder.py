@@ -26,6 +26,16 @@ def test_the_encoder_sees_a_set_without_numbers_for_classes(model: str) -> None:
     assert not torch.allclose(encoder.encode(params, 1 - x, y), code, rtol=1e-3)
 
 
+@pytest.mark.parametrize("model", ["mlp", "conv4-none"])
+def test_codes_begin_near_zero(model: str) -> None:
+    """A modulation by them is nearly none, and a gate's starts count nearly alike."""
+    on, tasks = problem(model), image_tasks(model)
+    encoder = set_encoder(on, 40, 30)
+    params = {n: v.double() for n, v in encoder.init().items()}
+    for x, y in zip(tasks.support_x, tasks.support_y, strict=True):
+        assert 0 < encoder.encode(params, x, y).abs().max() < 0.2
+
+
 def test_the_encoder_of_curves_sees_their_targets() -> None:
     on, tasks = regression(), two_levels(2)
     encoder = set_encoder(on, 6, 4)

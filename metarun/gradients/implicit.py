@@ -105,7 +105,7 @@ def neumann(
         going = _norm(left) > tolerance * size
         if not bool(going.any()):
             break
-        solution = _axpy(going / centre, left, solution)
+        solution = _axpy(going.to(size) / centre, left, solution)
         left = _minus(target, product(solution))
     return solution, _norm(left) / size.clamp_min(torch.finfo(size.dtype).tiny)
 

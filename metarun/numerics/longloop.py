@@ -30,7 +30,7 @@ def observed(
     """Return the algorithm whose every meta-gradient comes with figures of its inner loop.
 
     A task's `gradient_ratio` is the norm of its meta-gradient over that of v, its
-    `cosine_first_order` their cosine, both over the shared start; `curvature_start` and
+    `cosine_first_order` their cosine, both over the task's start; `curvature_start` and
     `curvature_end` are the inner rate times the eigenvalue of the support loss's Hessian, over
     what is adapted, that is largest in size, by power iterations, before and after the inner loop.
     The algorithm's settings `values` give the rate, the steps and the mask of what is adapted.
@@ -50,7 +50,7 @@ def observed(
 
     def one(meta: Meta, task: Tasks, step: int) -> MetaGradient:
         found = meta_grad(meta, task, step)
-        shared = found.gradient.get("params", {})
+        shared = found.gradient.get("starts") or found.gradient.get("params", {})
         figures = look(problem, algorithm, meta, task, steps, shared, adapted)
         for place in ("start", "end"):
             figures[f"curvature_{place}"] = inner_lr * figures[f"curvature_{place}"]
@@ -73,9 +73,18 @@ def look(
 ) -> dict[str, Tensor]:
     """Return the figures of one task, each [1], whose meta-gradient on the start is given.
 
-    `adapted` names what its inner loop moves.
+    `adapted` names what its inner loop moves. Of several starts, it is the one that the gradient
+    pulls at; where that pulls at several, their sum is the pull on what the task began with.
     """
-    path = list(algorithm.adapt(meta, task.support_x, task.support_y, steps))
+    adapt = algorithm.adapt if algorithm.oracle is None else algorithm.oracle(task.mode)
+    path = list(adapt(meta, task.support_x, task.support_y, steps))
+    begun = path[0]
+    if any(n in begun and v.dim() == begun[n].dim() for n, v in gradient.items()):  # [M, ...]
+        own = torch.stack([v.flatten(1).any(1) for v in gradient.values()]).any(0).nonzero()
+        if algorithm.each is not None and len(own) == 1:
+            each = algorithm.each(meta, task.support_x, task.support_y, steps)
+            path = list(each[int(own)])
+        gradient = {name: value.sum(0) for name, value in gradient.items()}
     end = leaves(path[-1])
     with torch.enable_grad():
         losses = query_losses(problem, end, task)

@@ -10,7 +10,7 @@ from metarun.numerics.chunks import map_meta
 from metarun.problem import Meta
 from metarun.tasks import Tasks
 
-H = 1e-6  # of finite differences; kinks of ReLU and max-pool break larger steps
+WIDTHS = (1e-6, 1e-8)  # of finite differences; the narrower passes more kinks, and rounds more
 DIRECTIONS = 4
 TINY = torch.finfo(torch.float64).tiny
 
@@ -21,7 +21,9 @@ def norm(tree: Meta) -> float:
     return float(torch.stack(norms).norm())
 
 
-def finite_difference(meta_grad: MetaGrad, meta: Meta, tasks: Tasks) -> float:
+def finite_difference(
+    meta_grad: MetaGrad, meta: Meta, tasks: Tasks, width: float = WIDTHS[0]
+) -> float:
     """Return the worst error of the gradient along itself and random directions, by its norm.
 
     A random direction of many dimensions sees little of an error that the gradient's own sees.
@@ -44,7 +46,7 @@ def finite_difference(meta_grad: MetaGrad, meta: Meta, tasks: Tasks) -> float:
             }
             return float(meta_grad(there, tasks, 0).losses.mean())
 
-        numeric = (loss(H) - loss(-H)) / (2 * H)
+        numeric = (loss(width) - loss(-width)) / (2 * width)
         claimed = sum(
             float((direction[g][n] * v).sum()) / length
             for g, params in gradient.items()

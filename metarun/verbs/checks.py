@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,22 +24,11 @@ from metarun.numerics.trees import TINY, apart, finite_difference, random_like
 from metarun.problem import Meta, Params
 from metarun.tasks import Tasks
 from metarun.verbs.relabel import relabelled
+from metarun.verbs.rows import SAME, Row, equal_row, exact_row, same_gradient
 
 TASKS = 3  # enough to tell a loop from a batch
-EXACT = 1e-5  # relative error below which a gradient is the true one; kinks leave some
-KINK = 1e-2  # no kink makes a larger error likely
-SAME = 1e-9  # relative difference of two ways to compute the same in float64
 EXACT_WAYS = ("adjoint", "recompute", "unrolled")
-State = Literal["ok", "warn", "fail", "skip"]
 REFUSALS = (MetarunError, ValueError, TypeError, IndexError, RuntimeError)
-
-
-class Row(NamedTuple):
-    """One check and what it found."""
-
-    name: str
-    state: State
-    detail: str
 
 
 class Subject(NamedTuple):
@@ -64,10 +53,12 @@ def checks(subject: Subject) -> Iterator[Row]:
         return
     tasks = few(experiment)
     whole = meta_grad(meta, tasks, 0)
-    yield _row("repeated", apart(meta_grad(meta, tasks, 0).gradient, whole.gradient), 0.0)
+    again = apart(meta_grad(meta, tasks, 0).gradient, whole.gradient)
+    yield equal_row("repeated", again, 0.0)
     if len(tasks) > 1:
         one_by_one, _ = in_chunks(meta_grad, meta, tasks, 0, 1)
-        yield _row("loop = vmap", apart(one_by_one.gradient, whole.gradient), SAME)
+        found = apart(one_by_one.gradient, whole.gradient)
+        yield same_gradient("loop = vmap", found, meta_grad, meta, tasks)
     yield true_gradient(experiment, meta, tasks)
     if "estimator" in subject.settings:
         yield _guarded("estimators agree", estimators_agree, subject, tasks)
@@ -100,7 +91,7 @@ def adapted_alone(experiment: Experiment, meta: Meta) -> Row:
     together = _adapted(experiment, meta, tasks)
     alone = [_adapted(experiment, meta, one) for one in tasks.chunks(1)]
     joined = {name: torch.cat([params[name] for params in alone]) for name in together}
-    return _row("adapted alone", apart({"": joined}, {"": together}), SAME)
+    return equal_row("adapted alone", apart({"": joined}, {"": together}))
 
 
 def normalisation(experiment: Experiment, meta: Meta) -> Row:
@@ -135,17 +126,18 @@ def symmetric_hessian(experiment: Experiment, meta: Meta) -> Row:
         ]
     crossed = abs(_dot(images[0], w) - _dot(images[1], u))
     size = (_dot(images[0], images[0]) * _dot(w, w)) ** 0.5
-    return _row("Hessian symmetric", crossed / max(size, TINY), SAME)
+    return equal_row("Hessian symmetric", crossed / max(size, TINY))
 
 
 def true_gradient(experiment: Experiment, meta: Meta, tasks: Tasks) -> Row:
     """Compare the meta-gradient with finite differences of the losses it comes with."""
     assert experiment.algorithm.meta_grad is not None
-    error = finite_difference(experiment.algorithm.meta_grad, meta, tasks)
+    meta_grad = experiment.algorithm.meta_grad
     if not experiment.algorithm.exact:
+        error = finite_difference(meta_grad, meta, tasks)
         detail = f"an approximation, as it says: relative error {error:.1e}"
         return Row("finite differences", "ok", detail)
-    return _exact_row("finite differences", error, "said to be exact")
+    return exact_row("finite differences", meta_grad, meta, tasks, "said to be exact")
 
 
 def estimators_agree(subject: Subject, tasks: Tasks) -> Row:
@@ -153,7 +145,7 @@ def estimators_agree(subject: Subject, tasks: Tasks) -> Row:
     steps = {"steps": 3} if "steps" in subject.settings else {}  # one step leaves them one way
     found = [_gradient(subject.variant({"estimator": way, **steps}), tasks) for way in EXACT_WAYS]
     worst = max(apart(other, found[0]) for other in found[1:])
-    return _row("estimators agree", worst, SAME, f"{' = '.join(EXACT_WAYS)}; ")
+    return equal_row("estimators agree", worst, before=f"{' = '.join(EXACT_WAYS)}; ")
 
 
 def first_order(subject: Subject, tasks: Tasks) -> Row:
@@ -183,8 +175,8 @@ def no_steps(subject: Subject, tasks: Tasks) -> Row:
         return Row("no steps", "fail", f"loss in training and at test differ by {difference:.1e}")
     if not subject.variant({"steps": 0, "estimator": EXACT_WAYS[0]}).algorithm.exact:
         return Row("no steps", "skip", "no estimator makes its gradient exact, as it says")
-    error = finite_difference(other.algorithm.meta_grad, meta, tasks)
-    return _exact_row("no steps", error, "must be the plain gradient of the query loss")
+    demand = "must be the plain gradient of the query loss"
+    return exact_row("no steps", other.algorithm.meta_grad, meta, tasks, demand)
 
 
 def label_permutation(subject: Subject, meta: Meta, tasks: Tasks) -> Row:
@@ -202,7 +194,8 @@ def label_permutation(subject: Subject, meta: Meta, tasks: Tasks) -> Row:
     after = meta_grad(relabelled(meta, model, ways), other, 0)
     losses = float((after.losses - before.losses).norm() / before.losses.norm().clamp_min(TINY))
     expected = relabelled(before.gradient, model, ways)
-    return _row("label permutation", max(losses, apart(after.gradient, expected)), SAME)
+    found = max(losses, apart(after.gradient, expected))
+    return same_gradient("label permutation", found, meta_grad, meta, tasks)
 
 
 def no_leakage(subject: Subject, meta: Meta, tasks: Tasks) -> Row:
@@ -285,16 +278,3 @@ def _guarded(name: str, of: Callable[[Subject, Tasks], Row], subject: Subject, t
         return of(subject, tasks)
     except REFUSALS as error:
         return Row(name, "warn", f"not checked: {' '.join(str(error).split())}")
-
-
-def _exact_row(name: str, error: float, demand: str) -> Row:
-    if error < EXACT:
-        return Row(name, "ok", f"exact: relative error {error:.1e}")
-    mild = error <= KINK
-    why = "a kink of ReLU or max-pool?" if mild else "is something detached?"
-    return Row(name, "warn" if mild else "fail", f"{demand}: relative error {error:.1e}; {why}")
-
-
-def _row(name: str, found: float, allowed: float, before: str = "") -> Row:
-    state = "ok" if found <= allowed else "fail"
-    return Row(name, state, f"{before}relative difference {found:.1e}")

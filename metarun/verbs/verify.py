@@ -14,7 +14,11 @@ from metarun.errors import ConfigError
 from metarun.report.words import counted
 from metarun.settings.compose import parse
 from metarun.settings.help import usage
-from metarun.verbs.checks import Row, State, Subject, checks
+from metarun.verbs.checks import Subject, checks
+from metarun.verbs.rows import Row, State
+
+# Of all variants: a search has no way back, and first order at first would hide what follows.
+PLAIN = {"inner_optimizer": "sgd", "first_order_until": 0}
 
 
 def main(argv: list[str]) -> int:
@@ -55,9 +59,8 @@ def subject_of(checked: Checked, experiment: Experiment) -> Subject:
     algo = checked.parts["algo"]
 
     def variant(changes: Mapping[str, Any]) -> Experiment:
-        if "inner_optimizer" in algo.values:  # a search has no way back, and all changes need one
-            changes = {"inner_optimizer": "sgd", **changes}
-        other = algo._replace(values={**algo.values, **changes})
+        plain = {name: value for name, value in PLAIN.items() if name in algo.values}
+        other = algo._replace(values={**algo.values, **plain, **changes})
         parts = {**checked.parts, "algo": other}
         problem, algorithm = learning(
             replace(checked, parts=parts),

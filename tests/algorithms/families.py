@@ -86,6 +86,3 @@ def turned(algorithm: MetaAlgorithm, meta: Meta, tasks: Tasks, size: int = 5) ->
 
 def last(algorithm: MetaAlgorithm, meta: Meta, tasks: Tasks, steps: int = 2) -> Params:
     return list(algorithm.adapt(meta, tasks.support_x, tasks.support_y, steps))[-1]
-
-
-# One start, equal starts

@@ -146,6 +146,29 @@ def test_a_frozen_body_is_untouched_by_training(kind: str, optimizer: str) -> No
     assert len([kind for kind, _, _ in log.records if kind == "train"]) == 12
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("algo=maml", "algo.learn=head"),
+        ("algo=anil", "algo.learn=last_block", "model.hidden=[8,8]"),
+        ("algo=boil", "algo.learn=norm", "model.norm=layer"),
+        ("algo=cavia", "algo.context=3"),
+        ("algo=metasgd", "algo.learn=head"),
+    ],
+    ids=" ".join,
+)
+def test_whatever_is_not_learned_keeps_its_bytes(words: tuple[str, ...]) -> None:
+    experiment = tiny(*words, "outer.optimizer=adamw", "outer.weight_decay=0.1")
+    state = State(experiment.initial())
+    before, learned = digest(state.meta["frozen"]), digest(state.meta["params"])
+    assert set(state.meta["frozen"]) | set(state.meta["params"]) == set(
+        experiment.problem.initial()
+    )
+    train(experiment, state, Log(), Stop(), 0.0)
+    assert digest(state.meta["frozen"]) == before
+    assert digest(state.meta["params"]) != learned
+
+
 def test_the_context_of_a_perceptron_is_further_inputs() -> None:
     on, x = problem("mlp"), image_tasks("mlp").query_x[0]
     net = with_context(on.model, 4)
@@ -158,6 +181,22 @@ def test_the_context_of_a_perceptron_is_further_inputs() -> None:
     h = torch.tanh(both @ weight.T + params[f"{first}.bias"])
     h = torch.tanh(h @ params["body.linears.1.weight"].T + params["body.linears.1.bias"])
     torch.testing.assert_close(found, h @ params["head.weight"].T + params["head.bias"])
+
+
+@pytest.mark.parametrize(
+    ("model", "layer"),
+    [
+        ("conv4-batch", "body.blocks.2.norm"),
+        ("conv4-none", "body.blocks.2.norm"),
+        ("mlp-batch", "body.norms.1"),
+        ("mlp", "body.linears.0"),
+    ],
+)
+def test_a_context_acts_on_the_third_normalisation_or_the_last_or_the_input(
+    model: str, layer: str
+) -> None:
+    net = with_context(problem(model).model, 4)
+    assert net.adapted == {f"{layer}.context"}
 
 
 @pytest.mark.parametrize("model", ["mlp", "conv4-batch", "resnet12"])

@@ -12,9 +12,11 @@ from oracles import distance, image_tasks, maml, problem
 
 from metarun.algorithms.clustered import clustered
 from metarun.algorithms.mixture import mixture
+from metarun.algorithms.parts.fitness import fit, support_score
 from metarun.assemble import assemble
 from metarun.config import check, compose_job
 from metarun.errors import ConfigError
+from metarun.inner import gradient_descent
 from metarun.problem import Meta, Problem
 from metarun.tasks import Tasks
 
@@ -35,7 +37,9 @@ def test_cross_validation_holds_out_each_class_s_examples_in_turn() -> None:
     """The scores are those of a plain loop over the parts; no number of folds means one out."""
     on = problem("mlp")
     tasks = image_tasks("mlp", 3, shots=4)
+    settings = gradient_descent(PLAIN["inner_lr"]), PLAIN["steps"], PLAIN["proximal"]
     for folds, parts in ((2, 2), (None, 4)):
+        score = support_score(on, "holdout", folds, *settings)
         algorithm = clustered(on, **{**CLUSTERED, "assign": "holdout", "folds": folds})
         meta = begin(algorithm, on)
         chosen = algorithm.assign(meta, tasks.support_x, tasks.support_y)
@@ -58,6 +62,8 @@ def test_cross_validation_holds_out_each_class_s_examples_in_turn() -> None:
                             for (n, v), g in zip(leaf.items(), grads, strict=True)
                         }
                     total += float(on.loss(params, x[held], y[held]).detach())
+                begun = {n: v[start] for n, v in meta["params"].items()}
+                assert float(score(begun, x, y)) == pytest.approx(total / parts, rel=1e-10)
                 totals.append(total)
             assert int(chosen[t]) == min(range(3), key=totals.__getitem__)
 
@@ -131,6 +137,34 @@ def test_starts_warm_up_together_and_queries_grade_in_training_only() -> None:
     assert torch.equal(graded.assign(meta, *support), cold.assign(meta, *support))
     losses = torch.stack([judged(on, meta, start, tasks) for start in range(3)])
     torch.testing.assert_close(graded.meta_grad(meta, tasks, 0).losses, losses.min(0).values)
+
+
+def test_the_bias_that_keeps_starts_in_use_counts_in_training_only() -> None:
+    on, tasks = regression(), two_levels()
+    algorithm = clustered(on, **CLUSTERED)
+    meta = begin(algorithm, on)
+    support = (tasks.support_x, tasks.support_y)
+    chosen = algorithm.assign(meta, *support)
+    curve = list(algorithm.adapt(meta, *support, 2))
+    for start in range(3):
+        meta["usage"]["bias"] = 1e6 * (torch.arange(3) != start).double()
+        found = algorithm.meta_grad(meta, tasks, 0)
+        torch.testing.assert_close(found.losses, judged(on, meta, start, tasks))
+        assert torch.equal(algorithm.assign(meta, *support), chosen)
+        for ours, theirs in zip(algorithm.adapt(meta, *support, 2), curve, strict=True):
+            assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+@pytest.mark.parametrize("proximal", [0.0, 3.0])
+def test_a_start_is_scored_after_the_adaptation_that_a_task_would_have(proximal: float) -> None:
+    on, tasks = regression(), two_levels(1)
+    *_, last = maml(on, **{**PLAIN, "proximal": proximal}).adapt(
+        {"params": on.initial()}, tasks.support_x, tasks.support_y, PLAIN["steps"]
+    )
+    update, support = gradient_descent(PLAIN["inner_lr"]), (tasks.support_x[0], tasks.support_y[0])
+    found = fit(on, update, PLAIN["steps"], proximal, on.initial(), *support)
+    for name, value in found.items():
+        torch.testing.assert_close(value, last[name][0], rtol=1e-12, atol=1e-14)
 
 
 def test_starts_that_learn_from_all_tasks_at_first_are_not_called_exact() -> None:

@@ -26,6 +26,16 @@ def test_the_encoder_sees_a_set_without_numbers_for_classes(model: str) -> None:
     assert not torch.allclose(encoder.encode(params, 1 - x, y), code, rtol=1e-3)
 
 
+@pytest.mark.parametrize("model", ["mlp", "conv4-none"])
+def test_codes_begin_near_zero(model: str) -> None:
+    """A modulation by them is nearly none, and a gate's starts count nearly alike."""
+    on, tasks = problem(model), image_tasks(model)
+    encoder = set_encoder(on, 40, 30)
+    params = {n: v.double() for n, v in encoder.init().items()}
+    for x, y in zip(tasks.support_x, tasks.support_y, strict=True):
+        assert 0 < encoder.encode(params, x, y).abs().max() < 0.2
+
+
 def test_the_encoder_of_curves_sees_their_targets() -> None:
     on, tasks = regression(), two_levels(2)
     encoder = set_encoder(on, 6, 4)
@@ -78,4 +88,15 @@ def test_without_modulation_mmaml_is_maml() -> None:
     assert norm({"code": {"bias": found.gradient["encoder"]["code.bias"]}}) > 1e-4
 
 
-# k-means and clusters of adapted weights
+def test_no_number_of_an_inner_gradient_moves_by_more_than_its_clip() -> None:
+    """Upwards and downwards; what is smaller moves as without one."""
+    on, tasks = regression(), two_levels(1)
+    plain, clipped = (mmaml(on, **PLAIN, width=5, inner_clip=clip) for clip in (None, 0.5))
+    meta, support = begin(plain, on), (tasks.support_x, tasks.support_y)
+    (first, free), (_, held) = (list(a.adapt(meta, *support, 1)) for a in (plain, clipped))
+    slopes = {n: (first[n] - free[n]) / PLAIN["inner_lr"] for n in on.initial()}
+    every = torch.cat([value.flatten() for value in slopes.values()])
+    assert every.min() < -0.5 < every.abs().min() < 0.5 < every.max()
+    for name, slope in slopes.items():
+        expected = first[name] - PLAIN["inner_lr"] * slope.clamp(-0.5, 0.5)
+        torch.testing.assert_close(held[name], expected)

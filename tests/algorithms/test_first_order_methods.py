@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracles import DOUBLE, distance, image_tasks, outer, problem
+from oracles import DOUBLE, Quadratic, distance, image_tasks, outer, problem
 
 from metarun.algorithms.base import plain_learner
 from metarun.algorithms.reptile import reptile
@@ -87,6 +87,25 @@ def test_batches_walk_through_the_data_and_change_with_the_meta_step() -> None:
     whole = reptile(ON, **{**WALK, "batch": 100, "steps": 1}, optimizer="sgd")
     of_all = whole.meta_grad(meta, TASKS, 0).gradient
     assert distance(one_pass.meta_grad(meta, TASKS, 3).gradient, of_all) < 1e-12
+
+
+def test_every_pass_sees_all_rows_in_an_order_of_its_own() -> None:
+    """Seen by an inner loss that notes the rows it is given."""
+    seen: list[tuple[int, ...]] = []
+
+    class Noting(Quadratic):
+        def loss(self, params, x, y):
+            seen.append(tuple(int(row) for row in y[:, 0]))
+            return (params["phi"] * x.sum()).sum()
+
+    rows = torch.arange(6, dtype=DOUBLE).view(1, 6, 1)
+    tasks = Tasks(rows[:, :4], rows[:, :4], rows[:, 4:], rows[:, 4:], torch.zeros(1).long())
+    on = Noting(2)
+    algorithm = reptile(on, **{**WALK, "batch": 2, "steps": 9}, optimizer="sgd")
+    algorithm.meta_grad({"params": on.initial()}, tasks, 0)
+    passes = [sum(seen[first : first + 3], ()) for first in (0, 3, 6)]
+    assert [sorted(one) for one in passes] == [list(range(6))] * 3
+    assert len(set(passes)) == 3
 
 
 def test_sign_maml_unrolled_is_its_first_order_gradient() -> None:

@@ -9,7 +9,7 @@ import torch
 from oracles import DOUBLE, SMOOTH, distance, finite_difference, image_tasks, problem
 from torch.nn import functional as F
 
-from metarun.algorithms.parts.heads import unit
+from metarun.algorithms.parts.heads import class_means, unit
 from metarun.algorithms.protomaml import protomaml
 from metarun.algorithms.protonet import protonet
 from metarun.algorithms.r2d2 import r2d2, ridge_regression
@@ -45,6 +45,12 @@ def answers(algorithm, meta, task: int):
 
 def means_of(features, y):
     return torch.stack([features[y == way].mean(0) for way in range(3)])
+
+
+def test_a_class_without_rows_has_a_mean_of_zero() -> None:
+    rows = torch.tensor([[1.0, 2.0], [3.0, 6.0], [5.0, 5.0]])
+    found = class_means(rows, torch.tensor([2, 2, 0]), 4)
+    assert found.tolist() == [[5.0, 5.0], [0.0, 0.0], [2.0, 4.0], [0.0, 0.0]]
 
 
 def test_protonet_orders_by_squared_distance_to_the_class_means() -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from metarun.algorithms.base import MetaAlgorithm, plain_start
 from metarun.config import check, compose_job
 from metarun.errors import ConfigError
-from metarun.gradients.implicit import conjugate_gradient, implicit
+from metarun.gradients.implicit import conjugate_gradient, implicit, neumann
 from metarun.inner import Learner, gradient_descent
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
@@ -84,15 +84,22 @@ def test_imaml_damping_is_added_to_the_hessian() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("damping", [0.0, 3.0])
 @pytest.mark.parametrize("terms", [0, 1, 5, 20])
-def test_neumann_series(terms: int) -> None:
-    """The sum of (-A/lambda)^j over j from 0 to `terms`, on the query gradient at phi*."""
+def test_neumann_series(terms: int, damping: float) -> None:
+    """The sum of (-A/c)^j over j from 0 to `terms`, on the query gradient at phi*, times lambda/c.
+
+    Undamped, c is lambda; damping adds to it.
+    """
     series = {**IMPLICIT, "steps": 100, "solver": "neumann", "iterations": terms}
-    found = gradient(imaml(PROBLEM, **series))
+    found = gradient(imaml(PROBLEM, **series, damping=damping))
+    centre = STRENGTH + damping
+    powers = [
+        sum(torch.linalg.matrix_power(-a / centre, j) for j in range(terms + 1))
+        for a in TASKS.support_x
+    ]
     expected = mean(
-        sum(torch.linalg.matrix_power(-TASKS.support_x[t] / STRENGTH, j) for j in range(terms + 1))
-        @ pull(t, regularised(t)[0])
-        for t in range(len(TASKS))
+        STRENGTH / centre * powers[t] @ pull(t, regularised(t)[0]) for t in range(len(TASKS))
     )
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
@@ -146,6 +153,41 @@ def test_conjugate_gradient_is_exact_after_as_many_steps_as_dimensions() -> None
         residuals.append(residual)
     torch.testing.assert_close(solution[0], exact, rtol=1e-9, atol=1e-10)
     assert residuals[-1].max() < 1e-10 < residuals[0].min()
+
+
+@pytest.mark.parametrize("solver", [conjugate_gradient, neumann])
+def test_a_task_is_left_alone_once_it_is_solved_to_the_tolerance(solver) -> None:
+    """Its residual is the first that is small enough; and where all are, no product is taken."""
+    target, tolerance, asked = [TASKS.query_y], 0.02, list[int]()
+
+    def product(vector):
+        asked.append(1)
+        return [(TASKS.support_x @ vector[0][:, :, None])[:, :, 0]]
+
+    path = [solver(product, target, steps, 0.0, 1.0)[1] for steps in range(1, 30)]
+    small = torch.stack(path) <= tolerance  # [steps, tasks]
+    assert small[-1].all()
+    assert not small[0].any()
+    first = small.long().argmax(0)
+    assert len(first.unique()) > 1
+    asked.clear()
+    _, residual = solver(product, target, 99, tolerance, 1.0)
+    expected = torch.stack(path).gather(0, first[None])[0]
+    torch.testing.assert_close(residual, expected)
+    assert len(asked) <= int(first.max()) + 2
+
+
+def test_the_inner_residual_is_what_is_left_over_the_force_that_ought_to_cancel_it() -> None:
+    """|g + lambda (phi - theta)| / |lambda (phi - theta)|, g being the support loss's gradient."""
+    algorithm = imaml(PROBLEM, **{**IMPLICIT, "steps": 3})
+    meta = algorithm.init(PROBLEM.initial())
+    *_, end = algorithm.adapt(meta, TASKS.support_x, TASKS.support_y, 3)
+    found = algorithm.meta_grad(meta, TASKS, 0).figures["inner_residual"]
+    for t in range(len(TASKS)):
+        force = STRENGTH * (end["phi"][t] - THETA)
+        left = TASKS.support_x[t] @ (end["phi"][t] - TASKS.support_y[t]) + force
+        torch.testing.assert_close(found[t], left.norm() / force.norm())
+    assert found.max() > 0.01
 
 
 def test_conjugate_gradient_comes_nearer_with_every_step() -> None:

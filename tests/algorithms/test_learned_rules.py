@@ -60,19 +60,13 @@ def test_away_from_it_the_gradient_is_exact_and_reaches_every_part(rule: str) ->
     assert distance({"params": found.gradient["params"]}, expected) > 1e-3
 
 
-def one_step(rule: str) -> tuple[Meta, Params, Params, Params]:
-    """Return the meta-parameters, and one task's start, support gradient and result of a step."""
-    on, task = problem(MODEL), image_tasks(MODEL, 1)
-    algorithm = RULES[rule](on)
-    meta = shaken(algorithm.init(on.initial()))
-    gradient = torch.func.grad(on.loss)(meta["params"], task.support_x[0], task.support_y[0])
-    _, moved = algorithm.adapt(meta, task.support_x, task.support_y, 1)
-    return meta, meta["params"], gradient, {name: value[0] for name, value in moved.items()}
-
-
 def test_a_step_of_metacurvature_is_the_published_one() -> None:
-    meta, start, gradient, moved = one_step("metacurvature")
-    curvature = meta["curvature"]
+    on, task = problem(MODEL), image_tasks(MODEL, 1)
+    algorithm = RULES["metacurvature"](on)
+    meta = shaken(algorithm.init(on.initial()))
+    start, curvature = meta["params"], meta["curvature"]
+    gradient = torch.func.grad(on.loss)(start, task.support_x[0], task.support_y[0])
+    _, moved = algorithm.adapt(meta, task.support_x, task.support_y, 1)
     for name, value in start.items():
         if value.dim() < 2:
             expected = curvature[name] * gradient[name]
@@ -84,19 +78,48 @@ def test_a_step_of_metacurvature_is_the_published_one() -> None:
                 whole = torch.kron(whole, curvature[f"{name}.{axis}"])
             expected = (whole @ gradient[name].flatten()).view_as(value)
         torch.testing.assert_close(
-            moved[name], value - SETTINGS["inner_lr"] * expected, rtol=1e-10, atol=1e-12
+            moved[name][0], value - SETTINGS["inner_lr"] * expected, rtol=1e-10, atol=1e-12
         )
 
 
-def test_a_step_of_alfa_is_the_published_one() -> None:
-    meta, start, gradient, moved = one_step("alfa")
-    rule, names = meta["rule"], list(start)
-    state = torch.stack([g.mean() for g in gradient.values()] + [p.mean() for p in start.values()])
+def alfa_step(meta: Meta, step: int, params: Params, gradient: Params) -> Params:
+    rule, names = meta["rule"], list(params)
+    state = torch.stack([g.mean() for g in gradient.values()] + [p.mean() for p in params.values()])
     hidden = (rule["hidden.weight"] @ state + rule["hidden.bias"]).clamp_min(0)
     out = rule["out.weight"] @ hidden + rule["out.bias"]
-    for place, name in enumerate(names):
-        alpha = out[place] * meta["rates_base"][name][0]
-        beta = 1 - out[len(names) + place] * meta["rates_decay"][name][0]
-        expected = beta * start[name] - alpha * gradient[name]
-        torch.testing.assert_close(moved[name], expected, rtol=1e-10, atol=1e-12)
     assert rule["hidden.weight"].shape == (2 * len(names), 2 * len(names))
+    found: Params = {}
+    for place, name in enumerate(names):
+        alpha = out[place] * meta["rates_base"][name][step]
+        beta = 1 - out[len(names) + place] * meta["rates_decay"][name][step]
+        found[name] = beta * params[name] - alpha * gradient[name]
+    return found
+
+
+def test_steps_of_alfa_are_the_published_ones() -> None:
+    """Each by the rates of its own step; one beyond those of training by the last."""
+    on, task = problem(MODEL), image_tasks(MODEL, 1)
+    algorithm = RULES["alfa"](on)
+    meta = shaken(algorithm.init(on.initial()))
+    params = meta["params"]
+    curve = list(algorithm.adapt(meta, task.support_x, task.support_y, 4))
+    for step, moved in enumerate(curve[1:]):
+        gradient = torch.func.grad(on.loss)(params, task.support_x[0], task.support_y[0])
+        params = alfa_step(meta, min(step, 2), params, gradient)
+        for name, value in params.items():
+            torch.testing.assert_close(moved[name][0], value, rtol=1e-9, atol=1e-11)
+
+
+def test_alfa_begins_at_one_rate_and_a_decay_of_so_much_of_it() -> None:
+    """beta is 1 - decay * rate and alpha the rate, in every step, whatever the state."""
+    on, task = problem(MODEL), image_tasks(MODEL, 1)
+    algorithm = alfa(on, **SETTINGS, decay=0.05)
+    meta = algorithm.init(on.initial())
+    first, *others = algorithm.adapt(meta, task.support_x, task.support_y, 3)
+    for after in others:
+        start = {name: value[0] for name, value in first.items()}
+        gradient = torch.func.grad(on.loss)(start, task.support_x[0], task.support_y[0])
+        for name, value in start.items():
+            expected = (1 - 0.05 * 0.3) * value - 0.3 * gradient[name]
+            torch.testing.assert_close(after[name][0], expected, rtol=1e-9, atol=1e-11)
+        first = after

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from families import CLUSTERED, MIXTURE, PLAIN, TSA, begin, regression, turned, two_levels
 from oracles import DOUBLE, Quadratic, imaml, maml, quadratic_tasks
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
@@ -14,8 +16,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 from tiny import Log, tiny
 
 from metarun.algorithms.base import MetaAlgorithm
+from metarun.algorithms.clustered import clustered
+from metarun.algorithms.mixture import mixture
+from metarun.algorithms.multi_maml import multi_maml
+from metarun.algorithms.tsamaml import tsamaml
 from metarun.errors import ConfigError
 from metarun.numerics.longloop import largest_curvature, observed
+from metarun.problem import Problem
 from metarun.signals import Stop
 from metarun.state import State
 from metarun.train import train
@@ -61,6 +68,45 @@ def test_first_order_has_a_ratio_and_a_cosine_of_one() -> None:
         torch.testing.assert_close(found.figures[name], torch.ones(3, dtype=DOUBLE))
 
 
+SEVERAL: dict[str, Callable[[Problem], MetaAlgorithm]] = {
+    "clustered": lambda on: clustered(on, **CLUSTERED),
+    "clustered-graded": lambda on: clustered(on, **{**CLUSTERED, "graded_by": "query"}),
+    "multi_maml": lambda on: multi_maml(on, **PLAIN, starts=2),
+    "tsamaml": lambda on: tsamaml(on, **TSA),
+    "mixture": lambda on: mixture(on, **{**MIXTURE, "temperature": 1e-9}),
+    "mixture-start": lambda on: mixture(
+        on, **{**MIXTURE, "temperature": 1e-9, "combine": "parameters"}
+    ),
+}
+
+
+@pytest.mark.parametrize("family", SEVERAL)
+def test_of_several_starts_the_figures_are_of_the_one_a_task_has_in_training(family: str) -> None:
+    on, tasks = regression(), two_levels(8)
+    algorithm, parent = SEVERAL[family](on), maml(on, **PLAIN)
+    meta = begin(algorithm, on)
+    if algorithm.turn is not None:
+        meta = turned(algorithm, meta, two_levels())
+    elif family == "multi_maml":  # whose starts begin as one
+        for value in meta["params"].values():
+            value[1] += 1.0
+    group, chosen = "starts" if algorithm.turn else "params", set[int]()
+    judge = algorithm.problem or on
+    found = observed(judge, algorithm, PLAIN, family).meta_grad(meta, tasks, 0)
+    for t in range(len(tasks)):
+        one = tasks[t : t + 1]
+        pulls = algorithm.meta_grad(meta, one, 0).gradient[group]["head.bias"].flatten(1)
+        (which,) = pulls.abs().sum(1).nonzero().flatten().tolist()
+        chosen.add(which)
+        start = {"params": {n: v[which] for n, v in meta[group].items()}}
+        expected = observed(on, parent, PLAIN, "maml").meta_grad(start, one, 0).figures
+        for name, value in expected.items():
+            if name.startswith("curvature") and family == "mixture":
+                continue  # the sharpest of all its starts
+            torch.testing.assert_close(found.figures[name][t], value[0], rtol=1e-8, atol=0)
+    assert len(chosen) > 1
+
+
 def test_figures_of_an_algorithm_s_own_are_kept() -> None:
     _, found = looked_at(imaml(PROBLEM, **SETTINGS, proximal=2.0, **SOLVED))
     assert {"solver_residual", "inner_residual", "gradient_ratio"} <= found.figures.keys()
@@ -91,6 +137,19 @@ def test_the_curvature_is_of_what_the_inner_loop_moves() -> None:
             found = figures[f"curvature_{place}"][t]
             assert 0.9 * largest < found <= (1 + 1e-12) * largest
         assert others["curvature_start"][t] > 1.2 * largest
+
+
+def test_curvatures_are_of_where_the_loop_begins_and_of_where_it_ends() -> None:
+    words = ("outer.diagnose=true", "hardware.dtype=float64", "algo.steps=9", "algo.inner_lr=0.05")
+    experiment = tiny(*words)
+    meta, task = experiment.initial(), experiment.batch(0)[:1]
+    figures = experiment.algorithm.meta_grad(meta, task, 0).figures
+    adapted = experiment.problem.model.adapted
+    path = list(experiment.algorithm.adapt(meta, task.support_x, task.support_y, 9))
+    bent = [largest_curvature(experiment.problem, path[k], adapted, task) for k in (0, 9)]
+    torch.testing.assert_close(figures["curvature_start"][0], 0.05 * bent[0])
+    torch.testing.assert_close(figures["curvature_end"][0], 0.05 * bent[1])
+    assert abs(bent[1] / bent[0] - 1) > 0.01
 
 
 LONG = ("task.shots=20", "outer.batch=6", "hardware.dtype=float64", "model.hidden=[40,40]")

@@ -147,6 +147,31 @@ def test_balance_works_against_starts_that_take_more_than_their_share() -> None:
     assert algorithm.assign(meta, tasks.support_x, tasks.support_y).tolist() == [1] * 5
 
 
+@pytest.mark.parametrize("share", [0.0, -1e-12], ids=["none", "rounded below none"])
+def test_a_start_whose_share_ran_out_still_takes_the_tasks_that_it_alone_fits(share: float) -> None:
+    on, tasks = Quadratic(4), quadratic_tasks(5, 4)
+    algorithm = mixture(on, **MIXTURE)
+    meta = begin(algorithm, on)
+    meta["params"]["phi"][1:] += 50.0
+    meta["usage"]["share"] = torch.tensor([share, 0.5, 0.5], dtype=DOUBLE)
+    assert algorithm.assign(meta, tasks.support_x, tasks.support_y).tolist() == [0] * 5
+    found = algorithm.meta_grad(meta, tasks, 0)
+    assert found.losses.isfinite().all()
+    assert (found.shift["usage"]["share"][0] > 0.09).all()
+
+
+def test_a_gate_s_code_is_divided_by_the_temperature() -> None:
+    on, tasks = problem("mlp"), image_tasks("mlp")
+    warm, cold = (
+        mixture(on, **{**MIXTURE, "weights": "gate", "temperature": at}) for at in (1.0, 0.25)
+    )
+    meta = begin(warm, on)
+    meta["encoder"]["code.weight"] *= 100
+    plain, sharp = (last(a, meta, tasks, 0)["mixture"] for a in (warm, cold))
+    assert plain.std(1).min() > 0.05
+    torch.testing.assert_close(sharp, (4 * plain.log()).softmax(1))
+
+
 # Starts that diverge
 
 
@@ -258,6 +283,3 @@ def test_a_start_too_large_to_adapt_pulls_at_nothing(model: str, combine: str) -
         {n: v[0] for n, v in params.items()}, tasks.support_x[0], tasks.query_x[0]
     )
     assert outputs.isfinite().all()
-
-
-# The support alone decides

@@ -10,6 +10,7 @@ import torch
 from families import MANY, MIXTURE, PLAIN, begin, regression, turned, two_levels
 from oracles import DOUBLE, distance, image_tasks, maml, problem
 
+from metarun.algorithms.base import spread_starts
 from metarun.algorithms.mixture import mixture
 from metarun.algorithms.multi_maml import multi_maml
 from metarun.errors import ConfigError
@@ -42,6 +43,23 @@ def test_queries_and_modes_decide_nothing(name: str) -> None:
     if algorithm.assign is not None:
         assert torch.equal(scores[0].assignment, scores[1].assignment)
         assert torch.equal(scores[0].assignment, scores[2].assignment)
+
+
+def test_starts_begin_so_many_of_a_tensor_s_own_deviations_apart() -> None:
+    generator = torch.Generator().manual_seed(3)
+    params = {
+        name: size * torch.randn(60, 40, dtype=DOUBLE, generator=generator)
+        for name, size in (("small", 0.01), ("large", 5.0))
+    } | {"single": torch.tensor([3.0], dtype=DOUBLE)}
+    starts = spread_starts(params, 400, 0.5)
+    for name, value in params.items():
+        away = starts[name] - value
+        scale = value.std() if len(value) > 1 else value.abs().sum()
+        assert float(away.std() / scale) == pytest.approx(0.5, rel=0.1)
+        assert (away[0] != away[1]).all()
+    for alike in (spread_starts(params, 3, 0.0), spread_starts(params, 1, 0.5)):
+        for name, value in params.items():
+            assert torch.equal(alike[name], value.expand_as(alike[name]))
 
 
 def test_an_oracle_is_told_the_mode_and_each_mode_has_a_maml_of_its_own() -> None:
@@ -126,6 +144,3 @@ MANY_SURE = {
         on, **{**MIXTURE, "temperature": 1e-9, "combine": "parameters"}
     ),
 }
-
-
-# Encoder and modulation

@@ -53,6 +53,24 @@ def test_it_solves_what_as_many_steps_of_descent_do_not() -> None:
     assert walked.figures["inner_residual"].min() > 0.1
 
 
+def test_the_first_step_is_the_rate_times_the_slope() -> None:
+    """A descent's, where that decreases the loss; the steps after it go farther."""
+    searched, walked = (
+        list(
+            imaml(ON, **{**SEARCH, "inner_optimizer": way}, steps=2, iterations=5).adapt(
+                META, *SUPPORT, 2
+            )
+        )
+        for way in ("lbfgs", "sgd")
+    )
+    for name in ON.initial():
+        torch.testing.assert_close(searched[1][name], walked[1][name], rtol=1e-12, atol=1e-14)
+    moved = [
+        sum((p[2][n] - p[1][n]).square().sum() for n in META["params"]) for p in (searched, walked)
+    ]
+    assert moved[0] > 2 * moved[1]
+
+
 @pytest.mark.slow
 def test_the_gradient_is_that_of_the_solution() -> None:
     found = imaml(ON, **SEARCH, steps=30, iterations=30).meta_grad(META, TASKS, 0)

@@ -195,6 +195,19 @@ def test_more_steps_of_a_head_cost_no_more_passes_of_the_body(name: str) -> None
     assert flops(10) < 1.2 * flops(1)  # what the head costs; the body again would be 5 times
 
 
+@pytest.mark.parametrize("head", ["zeros", "imprinted"])
+def test_a_task_s_head_begins_at_zero_or_at_the_directions_of_its_class_means(head: str) -> None:
+    """Whatever the head was that the model was drawn with."""
+    algorithm = transfer(ON, finetune="all", head=head, lr_grid=[0.1])
+    first = next(algorithm.adapt(started(algorithm), TASKS.support_x, TASKS.support_y, 0))
+    assert not first["head.bias"].any()
+    for t in range(len(TASKS)):
+        rows, y = F.normalize(features(t)[0]), TASKS.support_y[t]
+        means = torch.stack([rows[y == way].mean(0) for way in range(3)])
+        expected = F.normalize(means) if head == "imprinted" else torch.zeros_like(means)
+        torch.testing.assert_close(first["head.weight"][t], expected, rtol=1e-9, atol=1e-10)
+
+
 @pytest.mark.parametrize("part", ["all", "last_block", "head"])
 @pytest.mark.parametrize("model", ["mlp-batch", "conv4-batch"])
 def test_fine_tuning_moves_the_part_that_a_mask_of_that_name_does(model: str, part: str) -> None:

@@ -10,7 +10,7 @@ from families import PLAIN, TSA, begin, last, regression, turned, two_levels
 from oracles import DOUBLE, distance, maml
 from torch import Tensor
 
-from metarun.algorithms.parts.kmeans import kmeans
+from metarun.algorithms.parts.kmeans import _begin, kmeans
 from metarun.algorithms.tsamaml import tsamaml
 from metarun.config import check, compose_job
 from metarun.errors import ConfigError
@@ -35,6 +35,14 @@ def test_kmeans_finds_separated_blobs(seed: int) -> None:
         torch.testing.assert_close(found.centres[m], rows[found.labels == m].mean(0))
     apart = (rows - found.centres[found.labels]).square().sum()
     assert found.spread == pytest.approx(float(apart))
+
+
+def test_kmeans_never_begins_twice_at_one_place() -> None:
+    """A row's chance is its distance from the nearest beginning, not from the last one drawn."""
+    corners = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [9.0, 9.0]], dtype=DOUBLE)
+    for seed in range(20):
+        begun = _begin(corners.repeat(5, 1), 4, torch.Generator().manual_seed(seed))
+        assert len(begun.unique(dim=0)) == 4
 
 
 def test_kmeans_fills_every_cluster_even_of_equal_rows() -> None:

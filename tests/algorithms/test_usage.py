@@ -64,6 +64,26 @@ def test_a_dead_start_begins_again_beside_the_most_used() -> None:
     assert not (start + near)[:2].sub(start[:2]).any()
 
 
+def test_every_new_beginning_lies_elsewhere_and_each_of_its_tensors_too() -> None:
+    start = torch.arange(24.0, dtype=DOUBLE).view(3, 8)
+    share = torch.tensor([0.3, 0.69, 0.01], dtype=DOUBLE)
+    upkeep = Upkeep(balance=0.0, share_rate=1e-12, restart=0.1, spread=0.5)
+
+    def noise(name: str, restarts: float) -> torch.Tensor:
+        state = {"share": share, "bias": 0 * share, "restarts": torch.tensor(restarts)}
+        meta: Meta = {"params": {"a": start, "b": start}, USAGE: state}
+        found = kept_in_use(MetaGradient({}, torch.zeros(5)), meta, share, upkeep)
+        return (start + found.shift["params"][name])[LOST] - start[1]
+
+    first, other, again = noise("a", 0.0), noise("b", 0.0), noise("a", 1.0)
+    assert torch.equal(first, noise("a", 0.0))
+    scale = 0.5 * start[1].std()
+    for one in (first, other, again):
+        assert 0.3 * scale < one.std() < 3 * scale
+    assert (first - other).abs().min() > 1e-3 * scale
+    assert (first - again).abs().min() > 1e-3 * scale
+
+
 def test_one_start_has_nobody_to_begin_beside() -> None:
     state = {name: value.to(DOUBLE) for name, value in initial_usage(1).items()}
     state["share"] -= 1e-9  # as rounding leaves it

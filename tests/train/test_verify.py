@@ -255,7 +255,14 @@ def test_each_fault_is_found_by_its_check(factory, name: str, state: str) -> Non
     assert row.state == state, row
 
 
-@pytest.mark.parametrize(("words", "code"), [((), 0), (("algo.estimator=first_order",), 0)])
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ((), 0),
+        (("algo.estimator=first_order",), 0),
+        (("algo=mamlpp", "algo.first_order_until=10"), 0),  # its second order is looked at too
+    ],
+)
 def test_the_command_prints_a_table(words, code: int, capsys) -> None:
     assert verify.main(["dataset=sinusoid", "model.hidden=[8]", *words]) == code
     said = capsys.readouterr().out

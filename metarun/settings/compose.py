@@ -35,6 +35,7 @@ from metarun.settings.yamlfile import refuse_bombs
 
 PATH_FLAGS = ("--config-path", "-cp", "--config-dir", "-cd")
 INFO_FLAGS = ("--info", "-i")
+OF_A_SWEEP = ("name", "launch", "search")  # what all its jobs share
 NO_LOGGING = ("hydra.job_logging.root=null", "hydra.hydra_logging.root=null")  # it can run code
 
 
@@ -117,6 +118,11 @@ def compose(command: Command) -> Composed:
         several = [o for o in overrides if o.is_sweep_override()]
         if several and not sweep:
             raise ConfigError(f"{several[0].input_line}: several values make a sweep; add -m")
+        for override in several:
+            if override.key_or_group.partition(".")[0] in OF_A_SWEEP:
+                raise ConfigError(
+                    f"{override.input_line}: all jobs of a sweep share it; give one value"
+                )
         fixed = [o.get_key_element() for o in overrides if not o.is_sweep_override()]
         jobs = _grid(config, overrides) if sweep else []
     if _foreign(command, overrides):
@@ -210,12 +216,16 @@ def _first_value(override: Override) -> str:
     if not override.is_sweep_override():
         return override.input_line or ""
     value: Any = override.value()
-    first = (
-        next(iter(override.sweep_string_iterator()))
-        if override.is_discrete_sweep()
-        else value.start
-    )
+    first = _listed(override)[0] if override.is_discrete_sweep() else value.start
     return f"{override.get_key_element()}={first}"
+
+
+def _listed(override: Override) -> list[str]:
+    """Return the values of a sweep that lists them, as range(3) and glob(*) do too."""
+    values = list(override.sweep_string_iterator())
+    if not values:
+        raise ConfigError(f"{override.input_line}: is no value at all, so there is no job to run")
+    return values
 
 
 def _grid(config: DictConfig, overrides: list[Override]) -> list[list[str]]:
@@ -229,7 +239,7 @@ def _grid(config: DictConfig, overrides: list[Override]) -> list[list[str]]:
         if not override.is_sweep_override():
             values[key] = [f"{key}={override.get_value_element_as_str()}"]
         elif override.is_discrete_sweep():
-            values[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+            values[key] = [f"{key}={value}" for value in _listed(override)]
         else:
             raise ConfigError(f"{override.input_line}: only search=optuna can draw from a range")
     return [list(job) for job in itertools.product(*values.values())]

@@ -88,7 +88,7 @@ def run(command: Command, composed: Composed, folder: Path | None = None) -> int
             state = {"state": "done", "skipped": True} if done else {"state": "pending"}
             manifest.append(folder, "job", job=name, overrides=overrides, **state)
         own = [f"hydra.sweep.dir={quoted(str(folder))}", "hydra.sweep.subdir=.", *NO_LOGGING]
-        words = [*command.flags, *command.overrides, *own]
+        words = [*command.flags, *composed.words, *own]
         if launcher not in HERE:
             _say_where(folder, launcher)
         try:
@@ -174,6 +174,11 @@ def _planned(
     for number, overrides in enumerate(composed.jobs):
         words = [*own, *overrides, f"hydra.job.num={number}"]
         config = compose(command._replace(overrides=words)).config
+        if config.hydra.sweeper.params != composed.config.hydra.sweeper.params:
+            raise ConfigError(
+                f"{', '.join(overrides)}: here something else is to be swept than in other jobs; "
+                "an experiment that is itself a sweep is given alone"
+            )
         HydraConfig.instance().set_config(config)  # for ${hydra:job.num}
         plain, name = resolved(config), job_name(overrides, composed.fixed)
         found.append((known_name(name, plain, there), overrides, plain))

@@ -94,7 +94,7 @@ def test_the_core_knows_torch_and_itself_only(room: str) -> None:
             {"cli", "config", "sweeps/sweep", "verbs/resume"}
             | {
                 f"settings/{name}"
-                for name in ("compose", "compat", "explain", "refusals", "yamlfile")
+                for name in ("compose", "compat", "explain", "refusals", "several", "yamlfile")
             },
         ),
         ("wandb", {"tracking"}),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import os
 import re
 from collections.abc import Generator, Mapping
@@ -31,6 +30,7 @@ from metarun.settings.refusals import (
     refuse_own,
     refuse_own_in_files,
 )
+from metarun.settings.several import first_value, grid, put_off, refuse_shared
 from metarun.settings.yamlfile import refuse_bombs
 
 PATH_FLAGS = ("--config-path", "-cp", "--config-dir", "-cd")
@@ -58,6 +58,7 @@ class Composed(NamedTuple):
     sweep: bool
     jobs: list[list[str]]  # the overrides of each job of a grid; of another search, none
     fixed: list[str]  # keys that the command line gives one value
+    words: list[str]  # its overrides, as Hydra's sweeper is to be given them
 
 
 def parse(words: list[str]) -> Command:
@@ -111,17 +112,21 @@ def compose(command: Command) -> Composed:
     """
     with explaining(command), initialised(command.folder):
         overrides = _allowed(command)
-        config = _compose(command, [_first_value(o) for o in overrides])
+        config = _compose(command, [first_value(o) for o in overrides])
         refuse_callbacks(config)
         sweep = command.sweep or config.hydra.mode == RunMode.MULTIRUN
         several = [o for o in overrides if o.is_sweep_override()]
         if several and not sweep:
             raise ConfigError(f"{several[0].input_line}: several values make a sweep; add -m")
+        refuse_shared(several)
         fixed = [o.get_key_element() for o in overrides if not o.is_sweep_override()]
-        jobs = _grid(config, overrides) if sweep else []
+        preset = _parsed([f"{k}={v}" for k, v in (config.hydra.sweeper.params or {}).items()])
+        is_grid = sweep and str(config.hydra.sweeper._target_).endswith(".BasicSweeper")
+        jobs = grid([*preset, *overrides]) if is_grid else []
+        words = put_off(overrides) if is_grid else command.overrides
     if _foreign(command, overrides):
         refuse_own_in_files(config)
-    return Composed(config, sweep, jobs, fixed)
+    return Composed(config, sweep, jobs, fixed, words)
 
 
 def refuse_unshown(command: Command) -> None:
@@ -175,7 +180,7 @@ def explaining(command: Command) -> Generator[None]:
             overrides = _parsed(command.overrides)
             plain = [o for o in overrides if not o.is_delete() and o.package is None]
             groups = [o for o in plain if options_of(o.key_or_group)]
-            return _compose(command, [_first_value(o) for o in groups])
+            return _compose(command, [first_value(o) for o in groups])
 
     try:
         yield
@@ -204,35 +209,6 @@ def _allowed(command: Command) -> list[Override]:
 def _parsed(overrides: list[str]) -> list[Override]:
     loader = GlobalHydra.instance().config_loader()
     return OverridesParser.create(config_loader=loader).parse_overrides(overrides)
-
-
-def _first_value(override: Override) -> str:
-    if not override.is_sweep_override():
-        return override.input_line or ""
-    value: Any = override.value()
-    first = (
-        next(iter(override.sweep_string_iterator()))
-        if override.is_discrete_sweep()
-        else value.start
-    )
-    return f"{override.get_key_element()}={first}"
-
-
-def _grid(config: DictConfig, overrides: list[Override]) -> list[list[str]]:
-    """Return each job's overrides, as Hydra's basic sweeper forms them; else none."""
-    if not str(config.hydra.sweeper._target_).endswith(".BasicSweeper"):
-        return []
-    preset = _parsed([f"{k}={v}" for k, v in (config.hydra.sweeper.params or {}).items()])
-    values: dict[str, list[str]] = {}
-    for override in (*preset, *(o for o in overrides if not o.is_hydra_override())):
-        key = override.get_key_element()
-        if not override.is_sweep_override():
-            values[key] = [f"{key}={override.get_value_element_as_str()}"]
-        elif override.is_discrete_sweep():
-            values[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
-        else:
-            raise ConfigError(f"{override.input_line}: only search=optuna can draw from a range")
-    return [list(job) for job in itertools.product(*values.values())]
 
 
 def _foreign(command: Command, overrides: list[Override]) -> list[Path]:

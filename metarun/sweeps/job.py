@@ -23,6 +23,7 @@ from metarun.signals import REQUESTS, nothing_to_save
 from metarun.sweeps.lease import granted
 
 LOG = "log.txt"
+LOOK_S = 5.0  # between two looks at whether the sweep was stopped
 # Appended, not prepended as PYTHONPATH would be: a checkout must not shadow anything.
 LAUNCH = (
     "import sys; sys.path.append(sys.argv.pop(1)); "
@@ -63,7 +64,8 @@ def start_and_wait(
     """Run a configuration as the sweep's job `name` and wait for it; keeps the manifest.
 
     The job dies with this process, and with process `owner` if one is given. It is asked to stop
-    when `stopped` says so just after the start: whoever stops a sweep finds jobs by the manifest.
+    when `stopped` says so just after the start: whoever stops a sweep finds jobs by the manifest,
+    and signals them. Nobody does where there is no owner on this machine, so it is asked again.
 
     Raises:
         StorageError: the sweep's folder is full, read-only or gone.
@@ -91,14 +93,25 @@ def start_and_wait(
         assert child.stdin is not None
         with suppress(BrokenPipeError), child.stdin:
             child.stdin.write(json.dumps(order).encode())
-        if stopped():
-            child.terminate()
-        code = child.wait()
+        code = _waited(child, stopped, every=LOOK_S if owner is None else None)
     ended = Ended(
         state_of(code), code, _reason(folder / LOG, begin, code), time.monotonic() - started
     )
     manifest.append(sweep, "job", job=name, **ended._asdict(), log=f"{name}/{LOG}")
     return ended
+
+
+def _waited(
+    child: subprocess.Popen[bytes], stopped: Callable[[], bool], every: float | None
+) -> int:
+    """Wait for a job, looking every so many seconds, or only once, whether it is to stop."""
+    while True:
+        with suppress(OSError):  # the folder is gone, which the job itself will say
+            if stopped():
+                child.terminate()
+                return child.wait()
+        with suppress(subprocess.TimeoutExpired):
+            return child.wait(every)
 
 
 def _opened(folder: Path) -> BinaryIO:

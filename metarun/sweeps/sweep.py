@@ -43,7 +43,8 @@ from metarun.sweeps.grid import (
     refuse_mistakes,
     too_small_for_sgd,
 )
-from metarun.sweeps.stopping import OF_HYDRA, follow, halted, is_stopped, stoppable
+from metarun.sweeps.slurm import on_slurm, refuse_without_slurm
+from metarun.sweeps.stopping import HERE, OF_HYDRA, follow, halted, is_stopped, stoppable
 
 NOT_IN_NAME = ("hydra", "launch", "tracking", "name")
 
@@ -59,6 +60,8 @@ def run(command: Command, composed: Composed, folder: Path | None = None) -> int
     """
     folder = folder or outputs_root() / sweep_name(command, composed)
     launch = launching(*_group(composed.config, "launch"))
+    launcher: str = composed.config.hydra.runtime.choices["hydra/launcher"]
+    refuse_without_slurm(launcher)
     there = finished(folder)
     jobs = _planned(command, composed, there)
     planned = {name: config for name, _, config in jobs}
@@ -76,7 +79,7 @@ def run(command: Command, composed: Composed, folder: Path | None = None) -> int
             fail_fast=launch.fail_fast,
             total=len(planned) or None,
             finished=there,
-            launcher=composed.config.hydra.runtime.choices["hydra/launcher"],
+            launcher=launcher,
             pid=os.getpid(),
             host=socket.gethostname(),
         )
@@ -85,9 +88,11 @@ def run(command: Command, composed: Composed, folder: Path | None = None) -> int
             state = {"state": "done", "skipped": True} if done else {"state": "pending"}
             manifest.append(folder, "job", job=name, overrides=overrides, **state)
         own = [f"hydra.sweep.dir={quoted(str(folder))}", "hydra.sweep.subdir=.", *NO_LOGGING]
-        words = [*command.flags, *command.overrides, *own]
+        words = [*command.flags, *composed.words, *own]
+        if launcher not in HERE:
+            _say_where(folder, launcher)
         try:
-            with stoppable(folder), explaining(command):
+            with stoppable(folder), explaining(command), on_slurm(launcher):
                 run_hydra(run_one, command.folder, command.name, words)
         except ConfigError:
             if made and not any(_states(folder, "running", "done", "failed")):
@@ -169,6 +174,11 @@ def _planned(
     for number, overrides in enumerate(composed.jobs):
         words = [*own, *overrides, f"hydra.job.num={number}"]
         config = compose(command._replace(overrides=words)).config
+        if config.hydra.sweeper.params != composed.config.hydra.sweeper.params:
+            raise ConfigError(
+                f"{', '.join(overrides)}: here something else is to be swept than in other jobs; "
+                "an experiment that is itself a sweep is given alone"
+            )
         HydraConfig.instance().set_config(config)  # for ${hydra:job.num}
         plain, name = resolved(config), job_name(overrides, composed.fixed)
         found.append((known_name(name, plain, there), overrides, plain))
@@ -265,6 +275,13 @@ def _say(sweep: Path, name: str, what: str) -> None:
     header, since = manifest.current(sweep)
     ended = sum(e["state"] not in ("pending", "running") for e in manifest.jobs(since).values())
     console.say(f"[{ended}{'/' if header['total'] else ''}{header['total'] or ''}] {name}: {what}")
+
+
+def _say_where(sweep: Path, launcher: str) -> None:
+    """Say where to look while nothing more is said here, for hours perhaps."""
+    from metarun import console
+
+    console.say(f"the jobs go to {launcher}; how far each is: {sweep / '*' / job.LOG}")
 
 
 def _root(override: str) -> str:

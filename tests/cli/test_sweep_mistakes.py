@@ -7,13 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
-from sweeps import ODD, TINY, odd_environment, ran, results
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from sweeps import ODD, TINY, odd_environment, only, ran, results
 
 from metarun import cli, manifest
 from metarun.config import compose_job
 from metarun.settings.compose import compose, parse
 from metarun.sweeps import sweep
+from metarun.sweeps.grid import job_name
 
 
 @pytest.mark.parametrize(
@@ -28,6 +30,16 @@ from metarun.sweeps import sweep
         (["-m", "seed=0,1", "name=../up"], 'name: "../up" is not allowed'),
         (["seed=0,1"], "seed=0,1: several values make a sweep; add -m"),
         (["-m", "outer.lr=interval(0,1)"], "only search=optuna can draw from a range"),
+        (["-m", "seed=range(3,1)"], "metarun: seed=range(3,1): is no value at all, so there is no"),
+        (["-m", "algo=glob(zz*)"], "metarun: algo=glob(zz*): is no value at all, so there is no"),
+        (["-m", "name=a,b"], "metarun: name=a,b: all jobs of a sweep share it; give one value"),
+        (["-m", "launch=basic,local"], "metarun: launch=basic,local: all jobs of a sweep share it"),
+        (["-m", "search=none,grid"], "metarun: search=none,grid: all jobs of a sweep share it"),
+        (["-m", "launch=local", "launch.workers=1,2"], "launch.workers=1,2: all jobs of a sweep"),
+        (
+            ["-m", "experiment=transfer_vs_maml,sinusoid"],
+            "here something else is to be swept than in other jobs; an experiment that is itself a",
+        ),
         (["-m", "outer.lr=0.1,0"], "metarun: outer.lr=0 (of 2 jobs): outer.lr: 0 is not allowed"),
         (["-m", "seed=0,1", "outer.lr=0"], "metarun: outer.lr: 0 is not allowed"),
         (["-m", "weights=null,prr"], "metarun: weights=prr (of 2 jobs): weights: prr: neither a"),
@@ -51,6 +63,43 @@ def test_what_hydra_knows_of_a_job_may_be_a_setting() -> None:
     command = parse(["-m", "algo=maml,scratch", "seed=${hydra:job.num}", *TINY])
     planned = sweep._planned(command, compose(command), {})
     assert [config["seed"] for _, _, config in planned] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["algo=clustered,tsamaml", "algo.starts=3"], ["algo=clustered", "algo=tsamaml"]),
+        (["algo=clustered,tsamaml", "algo.steps="], []),
+        (
+            ["algo=maml,anil", "algo.adapt=[norm,head]", "seed=1,2", "outer.clip=1.0"],
+            [f"algo={algo},seed={seed}" for algo in ("maml", "anil") for seed in (1, 2)],
+        ),
+    ],
+)
+def test_a_setting_of_options_that_vary_reaches_each_job(
+    words: list[str], names: list[str], outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hydra, which starts the jobs, has the same as were planned."""
+    ran: list[str] = []
+
+    def noted(config: DictConfig) -> None:
+        (header, _), node = manifest.current(only(outputs)), HydraConfig.get()
+        ran.append(job_name(list(node.overrides.task), header["fixed"]))
+
+    monkeypatch.setattr(sweep, "run_one", noted)
+    assert cli.main(["-m", *words, *TINY]) == (8 if names else 2)
+    assert ran == names
+    if names:
+        assert list(manifest.jobs(manifest.read(only(outputs)))) == names
+
+
+def test_what_the_launcher_reads_is_not_put_off() -> None:
+    words = ["-m", "experiment=sinusoid,omniglot_5w1s", "launch=local", "launch.workers=3"]
+    assert compose(parse([*words, "seed=1"])).words == [*words[1:], "seed=choice(1)"]
+    words = ["-m", "algo=clustered,tsamaml", "algo.starts=3", "hardware.threads=4", "seed=0,1"]
+    assert compose(parse(words)).words == [words[1], "algo.starts=choice(3)", *words[3:]]
+    words = ["search=grid", "algo=maml", "algo.steps=2"]
+    assert compose(parse(words)).words == words
 
 
 def test_a_folder_of_another_kind_or_of_other_settings_is_left_alone(

@@ -128,6 +128,7 @@ class _Run:
         ):
             state = train(experiment, state, self, self.stop, flops, helpers)
         _tell_lost(state)
+        _tell_warm_up(experiment, state)
         meta = self.vault.best() if experiment.algorithm.meta_grad else state.meta
         chosen, meta = validated(experiment, meta, self.stop, state.chunk)
         chosen.refuse_infinite()
@@ -209,6 +210,16 @@ def _tell_short_test(experiment: Experiment) -> None:
         console.warn(
             f"algo.steps: training takes {trained} inner steps, and the test looks no further than "
             f"test.steps={tested}; validation.steps={trained} test.steps={trained} would"
+        )
+
+
+def _tell_warm_up(experiment: Experiment, state: State) -> None:
+    """Say that training ended before several starts went their own ways."""
+    warm_up = experiment.algorithm.warm_up
+    if state.step < warm_up:
+        console.warn(
+            f"algo.warm_up: training ended at meta-step {state.step:,} of the {warm_up:,} before "
+            "the starts are on their own; give fewer, or a larger budget"
         )
 
 

@@ -129,4 +129,5 @@ def clustered(
         assign=choose,
         each=each,
         least_shots=least_shots(assign, folds),
+        warm_up=warm_up if starts > 1 else 0,
     )

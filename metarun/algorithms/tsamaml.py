@@ -143,6 +143,7 @@ def tsamaml(
         assign=assign,
         each=each,
         turn=Turn(warm_up, tasks, form),
+        warm_up=warm_up,
     )
 
 

@@ -15,6 +15,7 @@ import pytest
 from children import kill, python
 from PIL import Image
 
+from metarun.tracking.rows import COMPARED
 from metarun.tracking.start import LOG, read_label
 
 pytestmark = pytest.mark.slow
@@ -225,7 +226,10 @@ def test_a_sweep_s_comparison_is_a_run_of_its_own(tmp_path, home):
     (run,) = [r["run"] for r in map(json.loads, inspect(log).splitlines()) if r["type"] == "run"]
     assert (run["run_group"], run["job_type"]) == ("sweep", "compare")
     (row,) = history(log)
-    assert (row["comparison.nrows"], row["comparison.ncols"]) == (2, 14)
+    (sent,) = log.parent.rglob("comparison*.table.json")
+    table = json.loads(sent.read_text())
+    means = table["columns"].index("mean")
+    assert (table["columns"], [line[means] for line in table["data"]]) == ([*COMPARED], [0.7, 0.6])
     assert row["report._type"] == "html-file"
     assert row["curves._type"] == "image-file"
     assert "nothing new" in sync(sweep)

@@ -84,22 +84,6 @@ def plain_learner(problem: Problem, update: Update, start: Start = plain_start) 
     return Learner(start, loss, update, problem.model.adapted)
 
 
-def from_starts(starts: Params, which: Tensor) -> Params:
-    """Return for each task the start of that number: [M, ...] and [T] to [T, ...]."""
-    return {name: value[which] for name, value in starts.items()}
-
-
-def spread_starts(params: Params, starts: int, spread: float) -> Params:
-    """Return copies of one start, [M, ...], `spread` relative standard deviations apart."""
-    generator = torch.Generator().manual_seed(0)
-    stacked: Params = {}
-    for name, value in params.items():
-        noise = torch.randn((starts, *value.shape), generator=generator).to(value)
-        scale = value.std() if value.numel() > 1 else value.abs().sum()
-        stacked[name] = value + spread * scale * noise * (starts > 1)
-    return stacked
-
-
 def masked_learner(
     problem: Problem,
     update: Update,

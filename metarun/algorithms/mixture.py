@@ -6,8 +6,7 @@ Letters in shapes: T tasks, M starts.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -19,21 +18,22 @@ from metarun.algorithms.base import (
     Pull,
     Rate,
     adapting,
-    from_starts,
-    spread_starts,
 )
 from metarun.algorithms.parts.encoder import set_encoder
 from metarun.algorithms.parts.fitness import Score, check_score, least_shots, support_score
+from metarun.algorithms.parts.masks import Mask, matched
+from metarun.algorithms.parts.mixed import WEIGHT, Mixed, over_starts, seated
+from metarun.algorithms.parts.softness import Cooling, entropy, pressure
+from metarun.algorithms.parts.starts import begin_starts, every_start, from_starts
 from metarun.algorithms.parts.usage import USAGE, Fraction, Upkeep, initial_usage, kept_in_use
 from metarun.errors import ConfigError
 from metarun.gradients.estimators import Estimator, check_estimator, estimate, is_exact
-from metarun.gradients.metagradient import MetaGradient
-from metarun.inner import Learner, adapt, gradient_descent, over_tasks, pulled
+from metarun.gradients.metagradient import MetaGradient, pull_back
+from metarun.inner import Learner, adapt, gradient_descent, leaves, over_tasks, pulled
 from metarun.problem import Meta, Params, Problem
 from metarun.tasks import Tasks
 
 FOLDS = 2  # of `holdout`
-WEIGHT = "mixture"  # the entry of a task's parameters that says how much each start counts
 
 
 def mixture(
@@ -44,10 +44,15 @@ def mixture(
     estimator: Estimator,
     proximal: Pull,
     starts: Count,
+    own: Mask,
     weights: Literal["em", "gate"],
     combine: Literal["predictions", "parameters"],
     score: Score,
     temperature: Rate,
+    temperature_end: Rate | None,
+    temperature_steps: Count,
+    balance_loss: Annotated[float, Field(ge=0)],
+    entropy_loss: Annotated[float, Field(ge=0)],
     width: Count,
     share_rate: Fraction,
     restart: Fraction,
@@ -68,15 +73,28 @@ def mixture(
     part in that task; weights other than by the loss `after` adapt once more to see it, a third of
     the cost. `parameters`, which adapts no single start, looks at its `score` alone.
 
-    Against collapse: starts begin as copies `spread` relative deviations apart; a bias, which
-    counts at test too, moves by `balance` a step against starts that take more than their share;
-    and a start whose running share, which follows by `share_rate` a step, falls below `restart`
-    of an equal one begins again beside the most used. The figure `restarts` counts these.
+    Against collapse: starts begin as copies `spread` relative deviations apart, in what each has
+    of its `own`; a bias, which counts at test too, moves by `balance` a step against starts that
+    take more than their share; and a start whose running share, which follows by `share_rate` a
+    step, falls below `restart` of an equal one begins again beside the most used (the figure
+    `restarts` counts these). The temperature falls geometrically to a `temperature_end` in
+    `temperature_steps` meta-steps, and stays there at test. A gate's outer loss takes two terms:
+    `balance_loss` times the divergence of the running shares from equal ones, `entropy_loss`
+    times the entropy of a task's weights.
 
     Raises:
-        ConfigError: a score that cannot tell starts apart, or running averages of several models.
+        ConfigError: a score that cannot tell starts apart, running averages of several models,
+            terms for a gate without one, a temperature that rises, or `own` matches nothing.
     """
     _check(problem, weights, combine, score, starts)
+    _check_terms(weights, share_rate, balance_loss, entropy_loss)
+    if temperature_end is not None and temperature_end > temperature:
+        raise ConfigError(
+            f"algo.temperature_end: {temperature_end:g} is above algo.temperature={temperature:g}; "
+            "must be at most that"
+        )
+    cooling = Cooling(temperature, temperature_end, temperature_steps)
+    apart, terms = matched("algo.own", own, problem), starts > 1 and balance_loss + entropy_loss > 0
     update, mixed = gradient_descent(inner_lr), combine == "predictions"
     upkeep = Upkeep(balance, share_rate, restart, spread)
     judge = problem
@@ -88,23 +106,24 @@ def mixture(
     unseen = mixed and (encoder is not None or score != "after")  # weights see no divergence
 
     def init(params: Params) -> Meta:
-        meta: Meta = {"params": spread_starts(params, starts, spread)}
+        meta = begin_starts(params, starts, spread, apart)
         if encoder is not None:
             meta["encoder"] = encoder.init()
-        return meta | {USAGE: initial_usage(starts)}
+        return meta | {USAGE: initial_usage(starts) | cooling.begun()}
 
     def logits(meta: Meta, x: Tensor, y: Tensor) -> Tensor:
         """Return one task's unnormalised log weights, [M]."""
+        warmth = cooling.now(meta[USAGE])
         if encoder is not None:
-            return encoder.encode(meta["encoder"], x, y) / temperature
-        params = {name: value.detach() for name, value in meta["params"].items()}
+            return encoder.encode(meta["encoder"], x, y) / warmth
+        params = {name: value.detach() for name, value in every_start(meta).items()}
         losses = over_starts(lambda one: fits(one, x, y), params)
         losses = losses.masked_fill(~losses.isfinite(), float("inf"))
-        return meta[USAGE]["share"].clamp_min(1e-6).log() - len(y) * losses / temperature
+        return meta[USAGE]["share"].clamp_min(1e-6).log() - len(y) * losses / warmth
 
     def diverges(meta: Meta, x: Tensor, y: Tensor) -> Tensor:
         """Tell from which starts one task's adaptation ends in no finite loss, [M]."""
-        params = {name: value.detach() for name, value in meta["params"].items()}
+        params = {name: value.detach() for name, value in every_start(meta).items()}
         return ~over_starts(lambda one: ends(one, x, y), params).isfinite()
 
     def lost(meta: Meta, x: Tensor, y: Tensor) -> Tensor | None:
@@ -132,10 +151,10 @@ def mixture(
 
     def learner(weigh: Callable[[Meta, Tensor, Tensor], Tensor]) -> Learner:
         def start(meta: Meta, x: Tensor, y: Tensor) -> Params:
-            weight, stacked = weigh(meta, x, y), meta["params"]
+            weight, stacked = weigh(meta, x, y), every_start(meta)
             if not mixed:
                 return {n: torch.tensordot(weight, v, dims=1) for n, v in stacked.items()}
-            return _seated(stacked, weight) | {WEIGHT: weight}
+            return seated(stacked, weight) | {WEIGHT: weight}
 
         return pulled(Learner(start, loss, update, problem.model.adapted), proximal)
 
@@ -151,9 +170,28 @@ def mixture(
         moving = estimate(estimator, judge, learner(weigh), steps)
         learned = {group: params for group, params in meta.items() if group != USAGE}
         found = moving(learned, tasks, step)
-        entropy = -(held * held.clamp_min(torch.finfo(held.dtype).tiny).log()).sum(1)
-        found = found._replace(figures=found.figures | {"starts_a_task": entropy.exp()})
-        return kept_in_use(found, meta, held.mean(0), upkeep)
+        if terms:
+            found = pressed(found, meta, tasks, absent)
+        found = found._replace(figures=found.figures | {"starts_a_task": entropy(held).exp()})
+        return cooling.cooled(kept_in_use(found, meta, held.mean(0), upkeep), meta)
+
+    def pressed(
+        found: MetaGradient, meta: Meta, tasks: Tasks, absent: Tensor | None
+    ) -> MetaGradient:
+        """Add what the gate's weights cost to its gradient; the losses stay the queries' own."""
+        code = leaves(meta["encoder"])
+        with torch.enable_grad():
+            given = responsible(meta | {"encoder": code}, tasks.support_x, tasks.support_y, absent)
+            cost = pressure(
+                given, meta[USAGE]["share"], balance=balance_loss, sharpness=entropy_loss
+            )
+            pulls = pull_back([cost.mean()], list(code.values()), [cost.new_ones(())])
+        own = found.gradient["encoder"]
+        sums = {n: own[n] + pull for n, pull in zip(code, pulls, strict=True) if pull is not None}
+        return found._replace(
+            gradient=found.gradient | {"encoder": own | sums},
+            figures=found.figures | {"pressure": cost.detach()},
+        )
 
     def assign(meta: Meta, x: Tensor, y: Tensor) -> Tensor:
         with torch.no_grad():
@@ -162,7 +200,9 @@ def mixture(
     def each(meta: Meta, x: Tensor, y: Tensor, count: int) -> list[Iterator[Params]]:
         def alone(which: int) -> Iterator[Params]:
             def start(meta: Meta, x: Tensor, y: Tensor) -> Params:
-                params = from_starts(meta["params"], torch.full((len(x),), which, device=x.device))
+                params = from_starts(
+                    every_start(meta), torch.full((len(x),), which, device=x.device)
+                )
                 if not mixed:
                     return params
                 one = torch.ones(len(x), 1, dtype=x.dtype, device=x.device)
@@ -178,7 +218,7 @@ def mixture(
         init,
         adapting(learner(responsible)),
         meta_grad,
-        exact=is_exact(estimator) and (weights == "gate" or starts == 1),
+        exact=is_exact(estimator) and (weights == "gate" or starts == 1) and not terms,
         assign=assign,
         problem=judge if mixed else None,
         each=each,
@@ -186,55 +226,18 @@ def mixture(
     )
 
 
-@dataclass(frozen=True)
-class Mixed(Problem):
-    """Several models' parameters, each [M, ...], and what their answers weigh, [M].
-
-    The loss is the sum over the models, so that each follows its own gradient.
-    """
-
-    single: Any = None  # the problem of one model
-
-    def loss(self, params: Params, x: Tensor, y: Tensor) -> Tensor:
-        return over_starts(lambda one: self.single.loss(one, x, y), params).sum()
-
-    def predict(self, params: Params, support_x: Tensor, query_x: Tensor) -> Tensor:
-        outputs = over_starts(lambda one: self.single.predict(one, support_x, query_x), params)
-        weight = params[WEIGHT].view(-1, 1, 1)
-        if self.kind == "classification":  # probabilities are averaged
-            return torch.logsumexp(weight.log() + outputs.log_softmax(2), 0)
-        return (weight * outputs).sum(0)
-
-    def query_loss(
-        self, params: Params, support_x: Tensor, query_x: Tensor, query_y: Tensor
-    ) -> Tensor:
-        def one(params: Params) -> Tensor:
-            return self.single.query_loss(params, support_x, query_x, query_y)
-
-        return (params[WEIGHT] * over_starts(one, params)).sum()
-
-
-def over_starts(function: Callable[[Params], Tensor], params: Params) -> Tensor:
-    """Apply a function of one model's parameters to each of several, [M, ...]; one runs plainly."""
-    stacked = {name: value for name, value in params.items() if name != WEIGHT}
-    if len(next(iter(stacked.values()))) == 1:
-        return function({name: value[0] for name, value in stacked.items()})[None]
-    return torch.vmap(function)(stacked)
-
-
-def _seated(stacked: Params, weight: Tensor) -> Params:
-    """Return the starts [T, M, ...] of tasks for which they count so much, [T, M].
-
-    The task's first start sits in the place of one that counts nothing: that may have diverged,
-    and nothing times what is not a number is none either, in answers and in gradients.
-    """
-    absent, first = weight == 0, weight.argmax(1)
-
-    def seated(value: Tensor) -> Tensor:
-        ones = (1,) * (value.dim() - 1)
-        return torch.where(absent.view(*absent.shape, *ones), value.detach()[first, None], value)
-
-    return {name: seated(value) for name, value in stacked.items()}
+def _check_terms(weights: str, share_rate: float, balance: float, entropy: float) -> None:
+    if weights == "em" and (balance or entropy):
+        name = "balance_loss" if balance else "entropy_loss"
+        raise ConfigError(
+            f"algo.{name}: no gradient goes through what em makes of losses; use "
+            "algo.weights=gate, or algo.balance and algo.temperature"
+        )
+    if balance and not share_rate:
+        raise ConfigError(
+            "algo.balance_loss: algo.share_rate=0 follows no shares that could be balanced; set it "
+            "above 0"
+        )
 
 
 def _check(problem: Problem, weights: str, combine: str, score: Score, starts: int) -> None:

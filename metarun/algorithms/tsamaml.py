@@ -18,11 +18,10 @@ from metarun.algorithms.base import (
     Pull,
     Rate,
     Turn,
-    from_starts,
     plain_learner,
-    spread_starts,
 )
 from metarun.algorithms.parts.kmeans import kmeans
+from metarun.algorithms.parts.starts import from_starts, spread_starts
 from metarun.errors import ConfigError
 from metarun.gradients.estimators import Estimator, check_estimator, estimate, is_exact
 from metarun.gradients.metagradient import MetaGradient

@@ -53,16 +53,22 @@ class Case:
 
 STEPS = dict(inner_lr=0.1, steps=3)
 LOOP = dict(**STEPS, proximal=0.0)
-SPLIT = dict(starts=2, spread=0.3, balance=0.1, share_rate=0.1, restart=0.5)
-HARD = dict(**SPLIT, folds=2, graded_by="support", warm_up=0)
+SPLIT = dict(starts=2, own="all", spread=0.3, balance=0.1, share_rate=0.1, restart=0.5)
+HARD = dict(**SPLIT, folds=2, graded_by="support", warm_up=0, warm_up_by="mean")
 MIXED = dict(
     **LOOP,
     **SPLIT,
     estimator="adjoint",
     score="holdout",
     temperature=1.0,
+    temperature_end=None,
+    temperature_steps=5,
+    balance_loss=0.0,
+    entropy_loss=0.0,
     width=5,
 )
+GATE = dict(weights="gate", combine="predictions")
+RANKED = dict(warm_up=50, warm_up_by="rank")
 TWICE = dict(cluster_on="body", cluster_steps=2)
 PULLED = dict(inner_lr=0.05, proximal=10.0)
 SOLVER = dict(tolerance=0.0, damping=0.0)
@@ -154,6 +160,18 @@ CASES = [
         {**LOOP, **HARD, "estimator": "adjoint", "assign": "after", "graded_by": "query"},
         exact=True,
     ),
+    Case(
+        "clustered-heads",
+        clustered,
+        {**LOOP, **HARD, "estimator": "adjoint", "assign": "after", "own": "head"},
+        exact=True,
+    ),
+    Case(
+        "clustered-ranked",
+        clustered,
+        {**LOOP, **HARD, "estimator": "adjoint", "assign": "after", **RANKED},
+        exact=False,
+    ),
     Case("multi_maml", multi_maml, {**LOOP, "estimator": "adjoint", "starts": 2}, exact=True),
     Case(
         "mmaml", mmaml, {**LOOP, "estimator": "adjoint", "width": 5, "inner_clip": 0.1}, exact=True
@@ -164,6 +182,8 @@ CASES = [
     Case(
         "mixture-gate-start", mixture, {**MIXED, "weights": "gate", "combine": "parameters"}, True
     ),
+    Case("mixture-gate-heads", mixture, {**MIXED, **GATE, "own": "head"}, True),
+    Case("mixture-gate-cooled", mixture, {**MIXED, **GATE, "temperature_end": 0.1}, True),
     Case(
         "tsamaml",
         tsamaml,

@@ -21,10 +21,15 @@ PLAIN: dict[str, Any] = dict(inner_lr=0.3, steps=2, estimator="adjoint", proxima
 MIXTURE: dict[str, Any] = dict(
     **PLAIN,
     starts=3,
+    own="all",
     weights="em",
     combine="predictions",
     score="after",
     temperature=1.0,
+    temperature_end=None,
+    temperature_steps=10,
+    balance_loss=0.0,
+    entropy_loss=0.0,
     width=5,
     share_rate=0.1,
     restart=0.0,
@@ -34,6 +39,7 @@ MIXTURE: dict[str, Any] = dict(
 CLUSTERED: dict[str, Any] = dict(
     **PLAIN,
     starts=3,
+    own="all",
     assign="after",
     folds=2,
     graded_by="support",
@@ -42,6 +48,7 @@ CLUSTERED: dict[str, Any] = dict(
     spread=0.4,
     balance=0.0,
     warm_up=0,
+    warm_up_by="mean",
 )
 TSA: dict[str, Any] = dict(
     **PLAIN, starts=2, warm_up=3, tasks=12, cluster_on="body", cluster_steps=5

@@ -10,9 +10,9 @@ import torch
 from families import MANY, MIXTURE, PLAIN, begin, regression, turned, two_levels
 from oracles import DOUBLE, distance, image_tasks, maml, problem
 
-from metarun.algorithms.base import spread_starts
 from metarun.algorithms.mixture import mixture
 from metarun.algorithms.multi_maml import multi_maml
+from metarun.algorithms.parts.starts import spread_starts
 from metarun.errors import ConfigError
 from metarun.evaluate import Scores, evaluate
 from metarun.numerics.parallel import Workers

@@ -25,8 +25,9 @@ from metarun.verbs import verify
 from metarun.verbs.checks import Row, Subject, checks
 
 WAYS = 3
-CLUSTERS = dict(starts=2, assign="after", spread=0.3, balance=0.1)
+CLUSTERS = dict(starts=2, own="all", assign="after", spread=0.3, balance=0.1)
 CLUSTERS |= dict(folds=2, graded_by="support", warm_up=0, share_rate=0.1, restart=0.0)
+CLUSTERS |= dict(warm_up_by="mean")
 PLAIN = dict(inner_lr=0.1, steps=2, estimator="adjoint", proximal=0.0)
 UNPULLED = {name: value for name, value in PLAIN.items() if name != "proximal"}
 STEPWISE = {**PLAIN, "steps": WAYS, "per_step": True}  # as many rates as classes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import torch
@@ -14,12 +15,14 @@ from metarun.numerics.chunks import in_chunks, turned
 from metarun.numerics.compiled import Graph
 from metarun.problem import Meta
 
+FIRST, LATE = 0, 10**9  # meta-steps: an algorithm may begin in another way than it ends
+
 
 def flops_per_meta_step(experiment: Experiment, meta: Meta) -> int:
     """Count the floating-point operations of one meta-step's matrix products and convolutions.
 
     A multiplication and an addition are two. One task is run plainly and counts for all: they
-    have equal shapes. Of an algorithm of two phases the dearer counts throughout.
+    have equal shapes. Of an algorithm of several phases the dearest counts throughout.
 
     Raises:
         MemoryExhaustedError: the task does not fit.
@@ -36,9 +39,9 @@ def flops_per_meta_step(experiment: Experiment, meta: Meta) -> int:
         at_once = min(experiment.tasks_at_once(), len(tasks))
         phases.append(meta | turned(algorithm.turn, meta, tasks.chunks, at_once))
     with without_kernels(experiment.problem.model):  # likewise
-        for phase in phases:
+        for phase, step in product(phases, (FIRST, LATE)):
             with FlopCounterMode(display=False, custom_mapping=GROUPED) as counter:
-                in_chunks(meta_grad, phase, tasks[:1], 0, 1)
+                in_chunks(meta_grad, phase, tasks[:1], step, 1)
             found.append(counter.get_total_flops())
     return max(found) * len(tasks)
 

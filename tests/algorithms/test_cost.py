@@ -78,6 +78,9 @@ FORMULAS: dict[str, Callable[[int, int], float]] = {
     "algo=reptile": lambda k, rho: (3 * k + 1) * (1 + rho),
     "algo=multi_maml": lambda k, rho: STEP * k + 3 * rho,
     "algo=clustered algo.starts=3": lambda k, rho: 3 * (3 * k + 1) + STEP * k + 3 * rho,
+    "algo=clustered algo.starts=3 algo.warm_up_by=rank": lambda k, rho: (
+        3 * (3 * k + 1) + 3 * (STEP * k + 3 * rho)
+    ),
     "algo=mixture algo.starts=3": lambda k, rho: 3 * (3 * k + 1 + STEP * k + 3 * rho),
     "algo=tsamaml algo.starts=3 algo.tasks=3": lambda k, rho: 3 * 20 + STEP * k + 3 * rho,
 }
@@ -92,6 +95,11 @@ def solver_steps() -> int:
 def test_operations_are_those_of_the_formulas(preset: str) -> None:
     steps = 7 if preset in MANY_STEPS else 2
     assert cost(preset, steps, 2) == pytest.approx(FORMULAS[preset](steps, 2), rel=0.05)
+
+
+def test_of_several_phases_the_dearest_counts() -> None:
+    dear = "algo=mamlpp algo.multi_step_until=0"
+    assert cost(f"{dear} algo.first_order_until=9", 2, 2) == cost(dear, 2, 2) > STEP * 2
 
 
 def test_a_gradient_and_a_step_cost_what_was_measured() -> None:

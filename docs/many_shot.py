@@ -47,12 +47,25 @@ Written by `python docs/many_shot.py SWEEP...`; the sweeps are
 100 and 200 steps with other than 20 shots were run beside other programs, and their seconds are too
 many.
 """
+IMAGES = """
+## Omniglot
+
+OMNIGLOTWORDS
+
+    metarun -m experiment=many_shot dataset=omniglot model=conv4 model.filters=16 task.ways=5 \\
+      task.shots=5,15 task.queries=5 task.test_queries=5 algo=maml algo.steps=1,5,10,20,50 \\
+      suggest.inner_lr=0.1 outer.clip=null
+    metarun -m experiment=many_shot dataset=omniglot model=conv4 model.filters=16 task.ways=5 \\
+      task.shots=15 task.queries=5 task.test_queries=5 algo=truncated,fomaml,imaml algo.steps=50 \\
+      suggest.inner_lr=0.1 outer.clip=null
+"""
 HUGE = 1e6  # an error, beyond which some test task's adaptation has run away
-HEAD = ("rate", "shots", "method", "steps", "clip", "ratio", "not finite", "test error", "seconds")
+HEAD = ("rate", "shots", "method", "steps", "clip", "ratio", "not finite", "test {}", "seconds")
+MEASURED = {"sinusoid": "error", "omniglot": "accuracy"}  # a table each
 
 
 def row(run: Path) -> list[str]:
-    """Return what one run was and gave."""
+    """Return the data set of one run, what it was and what it gave."""
     config = yaml.safe_load((run / "config.yaml").read_text())
     outcome = json.loads((run / "outcome.json").read_text())
     algo, clip = config["algo"], config["outer"]["clip"]
@@ -69,30 +82,42 @@ def row(run: Path) -> list[str]:
     skipped = trained[-1]["nonfinite"] if trained else 0
     said, seconds = "diverges", "-"
     if outcome["status"] == "done":
-        test, seconds = outcome["test"]["mse"], str(round(outcome["cost"]["train_seconds"]))
-        if float(test["mean"]) < HUGE:
-            said = f"{float(test['mean']):.2f} ± {float(test['ci95']):.2f}"
+        test, seconds = outcome["test"], str(round(outcome["cost"]["train_seconds"]))
+        (name,) = {"mse", "accuracy"} & test.keys()
+        mean, ci95 = float(test[name]["mean"]), float(test[name]["ci95"])
+        if name == "accuracy":
+            said = f"{100 * mean:.1f} ± {100 * ci95:.1f}"
+        elif mean < HUGE:
+            said = f"{mean:.2f} ± {ci95:.2f}"
     elif outcome["status"] != "diverged":
         raise SystemExit(f"{run}: {outcome['status']}")
     first = (rate, shots, method, algo["steps"], clip or "-", f"{worst:.3g}", skipped)
-    return [*map(str, first), said, seconds]
+    data = config["dataset"]["_target_"].rpartition(".")[2]
+    return [data, *map(str, first), said, seconds]
 
 
 def kept() -> Iterator[list[str]]:
-    """Yield the rows that the page has."""
+    """Yield the rows that the page has, each after its data set."""
+    data = "sinusoid"
     for line in PAGE.read_text().splitlines():
+        if line == "## Omniglot":
+            data = "omniglot"
         if line.startswith("| 0"):
-            yield [cell.strip() for cell in line.strip("|").split("|")]
+            yield [data, *(cell.strip() for cell in line.strip("|").split("|"))]
+
+
+def table(data: str, rows: list[list[str]]) -> str:
+    """Return the rows of a data set below their head."""
+    lines = [HEAD, ("---",) * len(HEAD), *(cells for name, *cells in rows if name == data)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines).format(MEASURED[data]) + "\n"
 
 
 def main(folders: list[str]) -> None:
-    """Read the sweeps and write the table."""
+    """Read the sweeps and write the tables."""
     runs = {path.parent for folder in folders for path in Path(folder).glob("*/outcome.json")}
-    found = {tuple(one[:5]): one for one in [*kept(), *map(row, sorted(runs))]}
-    rows = sorted(found.values(), key=lambda r: (float(r[0]), int(r[1]), r[2], int(r[3]), r[4]))
-    lines = [f"| {' | '.join(HEAD)} |", f"|{' --- |' * len(HEAD)}"]
-    lines += [f"| {' | '.join(cells)} |" for cells in rows]
-    PAGE.write_text(f"{WORDS}\n" + "\n".join(lines) + "\n")
+    found = {tuple(one[:6]): one for one in [*kept(), *map(row, sorted(runs))]}
+    rows = sorted(found.values(), key=lambda r: (float(r[1]), int(r[2]), r[3], int(r[4]), r[5]))
+    PAGE.write_text(f"{WORDS}\n{table('sinusoid', rows)}{IMAGES}\n{table('omniglot', rows)}")
 
 
 if __name__ == "__main__":

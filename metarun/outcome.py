@@ -16,7 +16,7 @@ import torch
 
 from metarun import __version__
 from metarun.assemble import Experiment
-from metarun.engine.cost import count, flops_per_adaptation
+from metarun.engine.cost import Flops, count, flops_per_adaptation
 from metarun.engine.fitting import peak_memory_bytes
 from metarun.evaluate import Chosen, Scores
 from metarun.records import masked
@@ -71,7 +71,7 @@ def outcome(
     state: State,
     chosen: Chosen,
     scores: Scores,
-    flops: int,
+    flops: Flops,
 ) -> dict[str, Any]:
     """Return everything that `outcome.json` says of a run that ended well."""
     choices, shape = config["choices"], experiment.task
@@ -131,15 +131,15 @@ def score_file(scores: Scores) -> bytes:
     return buffer.getvalue()
 
 
-def _cost(experiment: Experiment, state: State, flops: int, steps: int) -> dict[str, Any]:
+def _cost(experiment: Experiment, state: State, flops: Flops, steps: int) -> dict[str, Any]:
     batch = experiment.outer.batch
     return {
         "meta_steps": state.step,
         "examples": state.step * experiment.examples_a_step(),
         "train_seconds": state.seconds,
         "tasks_per_second": state.step * batch / state.seconds if state.seconds else 0.0,
-        "flops_per_meta_step": flops,
-        "flops_total": flops * state.step,
+        "flops_per_meta_step": flops.until(state.step) // max(1, state.step),
+        "flops_total": flops.until(state.step),
         "flops_per_adaptation": flops_per_adaptation(experiment, state.meta, steps),
         "peak_memory_bytes": peak_memory_bytes(experiment.hardware.device),
         "parameters": sum(p.numel() for p in experiment.problem.model.parameters()),

@@ -14,7 +14,7 @@ from metarun.config import Checked, check
 from metarun.data.fetch import data_root
 from metarun.data.mixture import notices
 from metarun.engine.batching import settle
-from metarun.engine.cost import flops_per_meta_step
+from metarun.engine.cost import flops_of_training
 from metarun.engine.crew import crew
 from metarun.errors import ConfigError, DivergedError, MetarunError
 from metarun.evaluate import SMALLER, Scores
@@ -121,7 +121,7 @@ class _Run:
         self.stop.check()
         self.experiment = experiment
         self.records.write("batching", state.step, batching.describe())
-        flops = flops_per_meta_step(experiment, first)
+        flops = flops_of_training(experiment, first)
         with (
             crew(experiment, self.config) as helpers,
             console.progress(self.folder.name, 1.0, "budget") as self.show,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from metarun.algorithms.base import Turn
 from metarun.assemble import Experiment
+from metarun.engine.cost import Flops
 from metarun.engine.crew import Crew
 from metarun.engine.metastep import MetaSteps
 from metarun.evaluate import Chosen, Scores, choose
@@ -48,7 +49,7 @@ def train(
     state: State,
     log: Log,
     stop: Stop,
-    flops_a_step: float,
+    flops: Flops,
     crew: Crew | None = None,
 ) -> State:
     """Train until the budget is spent, from wherever `state` stands; return the last state.
@@ -67,7 +68,7 @@ def train(
         steps = MetaSteps(experiment, state, log.record, crew)
     optimizer = steps.optimizer
     every = max(1, validation.every // 25)
-    while (done := spent(experiment, state, flops_a_step)) < 1:
+    while (done := spent(experiment, state, flops)) < 1:
         if state.step % validation.every == 0 and state.validated < state.step:
             log.save(with_moments(state, optimizer))  # a stop while validating repeats no step
             validate(experiment, state, log, stop)
@@ -85,7 +86,7 @@ def train(
         if found is not None and (state.step % every == 0 or state.step == 1):
             figures = _figures(experiment, state, *found)
             log.record("train", state.step, figures)
-            log.progress(spent(experiment, state, flops_a_step), figures)
+            log.progress(spent(experiment, state, flops), figures)
         if state.step % experiment.checkpoints.every == 0:
             log.save(with_moments(state, optimizer))
     log.save(with_moments(state, optimizer))
@@ -101,12 +102,12 @@ def with_moments(state: State, optimizer: OuterOptimizer) -> State:
     return state
 
 
-def spent(experiment: Experiment, state: State, flops_a_step: float) -> float:
+def spent(experiment: Experiment, state: State, flops: Flops) -> float:
     """Return the fraction of the budget that is spent."""
     used = {
         "meta_steps": state.step,
         "examples": state.step * experiment.examples_a_step(),
-        "flops": state.step * flops_a_step,
+        "flops": flops.until(state.step),
         "seconds": state.seconds,
     }
     return used[experiment.budget.unit] / experiment.budget.total

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent / "train"))
 
 from tiny import Log, tiny
 
+from metarun.engine.cost import Flops
 from metarun.signals import Stop
 from metarun.state import State
 from metarun.train import train
@@ -37,7 +38,7 @@ RUNS = {
 @pytest.mark.parametrize("name", RUNS)
 def test_losses_are_the_golden_ones(name: str) -> None:
     experiment, log = tiny(*RUNS[name]), Log()
-    train(experiment, State(experiment.initial()), log, Stop(), 0.0)
+    train(experiment, State(experiment.initial()), log, Stop(), Flops())
     losses = [figures["loss"] for kind, _, figures in log.records if kind == "train"]
     golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
     if os.environ.get("METARUN_GOLDEN") == "write":

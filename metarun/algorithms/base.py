@@ -59,6 +59,7 @@ class MetaAlgorithm(NamedTuple):
     oracle: Callable[[Tensor], Adapt] | None = None  # told the modes [T]: a bound, not a method
     turn: Turn | None = None  # a change between two phases of training
     least_shots: int = 1  # that a task must have for what the algorithm does with its support
+    changes: tuple[int, ...] = ()  # meta-steps from which on one takes other operations
     warm_up: int = 0  # meta-steps after which several starts are on their own
 
     @property

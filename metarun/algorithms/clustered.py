@@ -155,6 +155,7 @@ def clustered(
         assign=choose,
         each=each,
         least_shots=least_shots(assign, folds),
+        changes=rank_changes(starts, warm_up) if warm_up_by == "rank" else (),
         warm_up=warm_up if starts > 1 else 0,
     )
 
@@ -164,6 +165,12 @@ def neural_gas(starts: int, done: float) -> list[float]:
     first, last = RANGES
     weights = [exp(-rank / (first * (last / first) ** done)) for rank in range(starts)]
     return [weight for weight in weights if weight >= FAINT]
+
+
+def rank_changes(starts: int, warm_up: int) -> tuple[int, ...]:
+    """Return the meta-steps from which on fewer ranks count."""
+    counts = [len(neural_gas(starts, step / warm_up)) for step in range(warm_up)] + [1]
+    return tuple(step for step in range(1, len(counts)) if counts[step] < counts[step - 1])
 
 
 def _plus(params: Params, more: Params, weight: float) -> Params:

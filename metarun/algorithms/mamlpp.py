@@ -82,7 +82,8 @@ def mamlpp(
     early = step_weights(steps, 0.0) if multi_step_until and steps else None
     estimate(estimator, problem, learner, steps, early)
     exact = is_exact(estimator) and not first_order_until
-    return MetaAlgorithm(init, adapting(learner), meta_grad, exact=exact)
+    phases = (multi_step_until, first_order_until)
+    return MetaAlgorithm(init, adapting(learner), meta_grad, exact=exact, changes=phases)
 
 
 def step_weights(steps: int, done: float) -> list[float]:

@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import product
-from typing import Any
+from itertools import pairwise
+from math import inf
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from metarun.algorithms.base import Turn
 from metarun.assemble import Experiment
 from metarun.models.layers import without_kernels
 from metarun.numerics.chunks import in_chunks, turned
 from metarun.numerics.compiled import Graph
 from metarun.problem import Meta
 
-FIRST, LATE = 0, 10**9  # meta-steps: an algorithm may begin in another way than it ends
+
+class Flops(NamedTuple):
+    """Floating-point operations of training, phase by phase; by default none."""
+
+    begins: tuple[int, ...] = (0,)  # the meta-step with which each phase begins
+    each: tuple[int, ...] = (0,)  # of a meta-step in that phase
+    turn: tuple[float, int] = (inf, 0)  # the meta-step before which something happens once, and its
+
+    def until(self, step: int) -> int:
+        """Return the operations of the meta-steps before this one."""
+        ends = [min(step, end) for end in (*self.begins, step)]
+        spent = sum(n * (b - a) for n, (a, b) in zip(self.each, pairwise(ends), strict=True))
+        before, once = self.turn
+        return spent + once * (step > before)
 
 
-def flops_per_meta_step(experiment: Experiment, meta: Meta) -> int:
-    """Count the floating-point operations of one meta-step's matrix products and convolutions.
+def flops_of_training(experiment: Experiment, meta: Meta) -> Flops:
+    """Count the floating-point operations of the matrix products and convolutions in training.
 
-    A multiplication and an addition are two. One task is run plainly and counts for all: they
-    have equal shapes. Of an algorithm of several phases the dearest counts throughout.
+    A multiplication and an addition are two. One task is run plainly in every phase of the
+    algorithm and counts for all: they have equal shapes.
 
     Raises:
         MemoryExhaustedError: the task does not fit.
@@ -30,20 +45,30 @@ def flops_per_meta_step(experiment: Experiment, meta: Meta) -> int:
     algorithm = experiment.algorithm
     meta_grad = algorithm.meta_grad
     if meta_grad is None:
-        return 0
+        return Flops()
     if isinstance(meta_grad, Graph):  # whose products are invisible to the counter
         meta_grad = meta_grad.plain
-    tasks, found = experiment.batch(0), list[int]()
-    phases = [meta]
-    if algorithm.turn is not None:
-        at_once = min(experiment.tasks_at_once(), len(tasks))
-        phases.append(meta | turned(algorithm.turn, meta, tasks.chunks, at_once))
+    tasks, turn, each = experiment.batch(0), algorithm.turn, list[int]()
+    changes, later, before, once = {0, *algorithm.changes}, meta, inf, 0
     with without_kernels(experiment.problem.model):  # likewise
-        for phase, step in product(phases, (FIRST, LATE)):
+        if turn is not None:
+            before = turn.step
+            changes.add(turn.step)
+            later, once = _turned(experiment, turn, meta)
+        for step in sorted(changes):
             with FlopCounterMode(display=False, custom_mapping=GROUPED) as counter:
-                in_chunks(meta_grad, phase, tasks[:1], step, 1)
-            found.append(counter.get_total_flops())
-    return max(found) * len(tasks)
+                in_chunks(meta_grad, later if step >= before else meta, tasks[:1], step, 1)
+            each.append(counter.get_total_flops() * len(tasks))
+    return Flops(tuple(sorted(changes)), tuple(each), (before, once))
+
+
+def _turned(experiment: Experiment, turn: Turn, meta: Meta) -> tuple[Meta, int]:
+    """Return the meta-parameters after a turn on a batch, and the operations of a whole one."""
+    tasks = experiment.batch(0)
+    at_once = min(experiment.tasks_at_once(), len(tasks))
+    with FlopCounterMode(display=False, custom_mapping=GROUPED) as counter:
+        later = meta | turned(turn, meta, tasks.chunks, at_once)
+    return later, counter.get_total_flops() * turn.tasks // len(tasks)
 
 
 def flops_per_adaptation(experiment: Experiment, meta: Meta, steps: int) -> int:

@@ -15,6 +15,7 @@ from metarun.algorithms.adapters import adapters
 from metarun.algorithms.base import plain_learner
 from metarun.algorithms.cavia import cavia
 from metarun.algorithms.parts.masks import matched
+from metarun.engine.cost import Flops
 from metarun.errors import ConfigError
 from metarun.gradients.estimators import estimate
 from metarun.inner import Learner
@@ -140,7 +141,7 @@ def test_a_frozen_body_is_untouched_by_training(kind: str, optimizer: str) -> No
     }
     assert set(state.meta["frozen"]) == body
     before, learned = digest(state.meta["frozen"]), digest(state.meta["params"])
-    train(experiment, state, log, Stop(), 0.0)
+    train(experiment, state, log, Stop(), Flops())
     assert digest(state.meta["frozen"]) == before
     assert digest(state.meta["params"]) != learned
     assert len([kind for kind, _, _ in log.records if kind == "train"]) == 12
@@ -164,7 +165,7 @@ def test_whatever_is_not_learned_keeps_its_bytes(words: tuple[str, ...]) -> None
     assert set(state.meta["frozen"]) | set(state.meta["params"]) == set(
         experiment.problem.initial()
     )
-    train(experiment, state, Log(), Stop(), 0.0)
+    train(experiment, state, Log(), Stop(), Flops())
     assert digest(state.meta["frozen"]) == before
     assert digest(state.meta["params"]) != learned
 

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from metarun.assemble import Experiment, assemble
 from metarun.config import check, compose_job
-from metarun.engine.cost import count, flops_per_adaptation, flops_per_meta_step
+from metarun.engine.cost import Flops, count, flops_of_training, flops_per_adaptation
 from metarun.models.layers import without_kernels
 
 NETWORK = ("dataset=glyphs", "model=conv4", "model.spatial=flatten")
@@ -52,10 +52,10 @@ def forward_pass() -> int:
 
 @cache
 def cost(preset: str, steps: int, rho: int) -> float:
-    """Return the operations of one task's meta-gradient, in F."""
+    """Return the operations of one task's meta-gradient in the dearest phase, in F."""
     experiment = build(*preset.split(), f"algo.steps={steps}", f"task.queries={rho}")
     meta = experiment.initial()
-    return flops_per_meta_step(experiment, meta) / TASKS / forward_pass()
+    return max(flops_of_training(experiment, meta).each) / TASKS / forward_pass()
 
 
 FORMULAS: dict[str, Callable[[int, int], float]] = {
@@ -97,9 +97,45 @@ def test_operations_are_those_of_the_formulas(preset: str) -> None:
     assert cost(preset, steps, 2) == pytest.approx(FORMULAS[preset](steps, 2), rel=0.05)
 
 
-def test_of_several_phases_the_dearest_counts() -> None:
-    dear = "algo=mamlpp algo.multi_step_until=0"
-    assert cost(f"{dear} algo.first_order_until=9", 2, 2) == cost(dear, 2, 2) > STEP * 2
+def test_every_phase_counts_as_long_as_it_lasts() -> None:
+    training = Flops((0, 3, 10), (5, 2, 1), (3, 100))
+    by_hand = [0, 5, 10, 15, *(117 + 2 * more for more in range(7)), 130, 131]
+    assert [training.until(step) for step in range(len(by_hand))] == by_hand
+    assert Flops().until(10**9) == 0
+
+
+def phases(words: str) -> tuple[Flops, list[float]]:
+    """Return what is counted of a training of 2 steps and 2 queries, and a task's part in F."""
+    experiment = build(*words.split(), "algo.steps=2", "task.queries=2")
+    found = flops_of_training(experiment, experiment.initial())
+    return found, [each / TASKS / forward_pass() for each in found.each]
+
+
+def test_phases_cost_what_they_would_by_themselves() -> None:
+    found, each = phases("algo=mamlpp algo.multi_step_until=4 algo.first_order_until=9")
+    assert found.begins == (0, 4, 9)
+    single = "algo=mamlpp algo.multi_step_until=0 algo.first_order_until"
+    many = phases("algo=mamlpp algo.multi_step_until=1 algo.first_order_until=1")[1][0]
+    assert each == [many, phases(f"{single}=1")[1][0], phases(f"{single}=0")[1][0]]
+    assert each[1] < each[0]
+    assert each[1] < each[2]
+
+
+def test_ranks_that_no_longer_count_cost_nothing() -> None:
+    words = "algo=clustered algo.starts=3 algo.warm_up_by=rank algo.warm_up"
+    found, each = phases(f"{words}=1000")
+    assert each == pytest.approx([3 * 7 + ranks * (STEP * 2 + 6) for ranks in (3, 2, 1)], rel=0.05)
+    assert found.begins == (0, 539, 840)  # exp(-rank / range) below a thousandth
+    assert phases(f"{words}=0")[0].begins == (0,)
+
+
+def test_a_turn_is_counted_once_with_all_of_its_tasks() -> None:
+    found, each = phases("algo=tsamaml algo.starts=3 algo.tasks=40 algo.warm_up=6")
+    assert found.begins == (0, 6)
+    assert each == pytest.approx([2 * STEP + 6, 60 + 2 * STEP + 6], rel=0.05)
+    before, once = found.turn
+    assert before == 6
+    assert once / forward_pass() == pytest.approx(40 * 60, rel=0.05)
 
 
 def test_a_gradient_and_a_step_cost_what_was_measured() -> None:

@@ -20,6 +20,7 @@ from metarun.algorithms.clustered import clustered
 from metarun.algorithms.mixture import mixture
 from metarun.algorithms.multi_maml import multi_maml
 from metarun.algorithms.tsamaml import tsamaml
+from metarun.engine.cost import Flops
 from metarun.errors import ConfigError
 from metarun.numerics.longloop import largest_curvature, observed
 from metarun.problem import Problem
@@ -187,14 +188,14 @@ def test_at_a_large_rate_outliers_rule_a_long_loop_s_exact_gradient() -> None:
 def test_two_hundred_steps_run_and_stay_finite_at_a_small_rate(words: tuple[str, ...]) -> None:
     few = ("budget.total=1", "validation.tasks=2", "outer.batch=2", "algo.inner_lr=0.01")
     experiment, log = tiny(*few, *words, "algo.steps=200"), Log()
-    state = train(experiment, State(experiment.initial()), log, Stop(), 0.0)
+    state = train(experiment, State(experiment.initial()), log, Stop(), Flops())
     assert (state.step, state.nonfinite) == (1, 0)
 
 
 def test_records_tell_the_tail_over_tasks_and_count_what_was_clipped() -> None:
     words = ("outer.diagnose=true", "algo.steps=2", "outer.clip=1e-6", "budget.total=3")
     experiment, log = tiny(*words), Log()
-    state = train(experiment, State(experiment.initial()), log, Stop(), 0.0)
+    state = train(experiment, State(experiment.initial()), log, Stop(), Flops())
     assert (state.clipped, state.nonfinite) == (3, 0)
     figures = [f for kind, _, f in log.records if kind == "train"][-1]
     assert figures["clipped"] == 3
@@ -206,7 +207,7 @@ def test_diagnosing_changes_no_training() -> None:
     ends = []
     for said in ("true", "false"):
         experiment = tiny(f"outer.diagnose={said}", "hardware.dtype=float64", "algo.steps=2")
-        ends.append(train(experiment, State(experiment.initial()), Log(), Stop(), 0.0).meta)
+        ends.append(train(experiment, State(experiment.initial()), Log(), Stop(), Flops()).meta)
     for name, value in ends[0]["params"].items():
         torch.testing.assert_close(value, ends[1]["params"][name], rtol=1e-10, atol=1e-12)
 

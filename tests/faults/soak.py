@@ -21,6 +21,7 @@ import torch
 
 from metarun.assemble import assemble
 from metarun.config import check, compose_job
+from metarun.engine.cost import Flops
 from metarun.signals import Stop
 from metarun.state import State
 from metarun.train import train
@@ -99,7 +100,7 @@ def main() -> None:
     """
     experiment = assemble(check(compose_job(words.split())), Path())
     watch = Watch(steps, mode)
-    train(experiment, State(experiment.initial()), watch, Stop(), 1.0)
+    train(experiment, State(experiment.initial()), watch, Stop(), Flops())
     table = np.array(watch.samples, dtype=float)
     slope = np.polyfit(table[:, 0], table[:, 1], 1)[0] * 1000 / 2**20
     counts = {

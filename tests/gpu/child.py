@@ -25,6 +25,7 @@ from metarun.assemble import Experiment, assemble
 from metarun.config import Checked, check, compose_job
 from metarun.data.regression import RegressionSource
 from metarun.engine.batching import settle
+from metarun.engine.cost import Flops
 from metarun.evaluate import Scores
 from metarun.hardware import Hardware
 from metarun.hardware import hardware as resolve
@@ -76,7 +77,7 @@ def through(
     if folder and vault.folder.is_dir():
         state = vault.restore()
     with pretend.waits() as counted:
-        state = train(settled, state, Log(), stop, 1.0)
+        state = train(settled, state, Log(), stop, Flops())
     if folder and not vault.folder.is_dir():
         vault.save(state)
         vault.save_best(state)

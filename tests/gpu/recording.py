@@ -21,6 +21,7 @@ from metarun.assemble import Experiment
 from metarun.data.regression import RegressionSource
 from metarun.engine.ahead import Ahead
 from metarun.engine.batching import settle
+from metarun.engine.cost import Flops
 from metarun.engine.recorded import RECORDERS, NotRecordedError, Recorded
 from metarun.gradients.metagradient import MetaGradient
 from metarun.numerics import compiled
@@ -46,7 +47,7 @@ def trained(words: list[str], *, graph: bool) -> tuple[State, Log, pretend.Waits
     half = replace(settled, budget=replace(settled.budget, total=settled.budget.total / 2))
     with pretend.waits() as counted:
         for part in (half, settled):
-            state = train(part, replace(state), log, stop, 1.0)
+            state = train(part, replace(state), log, stop, Flops())
     return state, log, counted
 
 

@@ -12,7 +12,7 @@ import torch
 from tiny import Log, tiny, tiny_config
 
 from metarun.engine.batching import settle
-from metarun.engine.cost import flops_per_meta_step
+from metarun.engine.cost import Flops, flops_of_training
 from metarun.errors import MemoryExhaustedError
 from metarun.evaluate import score
 from metarun.gradients.metagradient import MetaGradient
@@ -130,7 +130,7 @@ def test_the_chunk_that_fits_is_found_once_and_kept() -> None:
 
     algorithm = experiment.algorithm._replace(meta_grad=short_of_memory)
     changed = replace(experiment, algorithm=algorithm)
-    state = train(changed, State(changed.initial()), Log(), Stop(), 0.0)
+    state = train(changed, State(changed.initial()), Log(), Stop(), Flops())
     assert state.chunk == 4
     assert sizes.count(16) == 1
 
@@ -207,7 +207,7 @@ def test_evaluation_begins_with_what_training_found_to_fit(tmp_path: Path, monke
     assert json.loads((tmp_path / "outcome.json").read_text())["hardware"]["chunk"] == 2
 
 
-@pytest.mark.parametrize("prepare", [flops_per_meta_step, settle])
+@pytest.mark.parametrize("prepare", [flops_of_training, settle])
 def test_what_comes_before_training_has_advice_too(prepare: Callable[..., object]) -> None:
     def never(meta: Meta, tasks: Tasks, step: int) -> MetaGradient:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")

@@ -27,6 +27,7 @@ from metarun.engine import crew as crews
 from metarun.engine import helper
 from metarun.engine.batching import settle
 from metarun.engine.board import as_groups
+from metarun.engine.cost import Flops
 from metarun.engine.crew import crew
 from metarun.errors import LostError, MemoryExhaustedError
 from metarun.gradients.metagradient import MetaGradient
@@ -92,7 +93,7 @@ def trained(*words: str) -> tuple[State, Log]:
     log = Log()
     with crew(experiment, config) as helpers:
         assert (helpers is None) == (experiment.hardware.processes == 1)
-        return train(experiment, State(experiment.initial()), log, Stop(), 0.0, helpers), log
+        return train(experiment, State(experiment.initial()), log, Stop(), Flops(), helpers), log
 
 
 def without_clock(log: Log) -> list[tuple[str, int, dict[str, Any]]]:

@@ -11,6 +11,7 @@ import torch
 from tiny import Log, tiny
 
 from metarun.assemble import Experiment
+from metarun.engine.cost import Flops
 from metarun.errors import DivergedError
 from metarun.gradients.metagradient import MetaGradient
 from metarun.numerics.chunks import map_meta
@@ -91,7 +92,7 @@ def healthy(algo: str) -> tuple[Experiment, Meta]:
     """Return an experiment, and its meta-parameters before the step that will be bad."""
     experiment = tiny(f"algo={algo}", "outer.schedule=constant", "outer.lr_min=0")
     short = replace(experiment, budget=replace(experiment.budget, total=BAD_STEP))
-    return experiment, train(short, State(short.initial()), Log(), Stop(), 0.0).meta
+    return experiment, train(short, State(short.initial()), Log(), Stop(), Flops()).meta
 
 
 @pytest.mark.parametrize(
@@ -105,7 +106,7 @@ def test_divergence_stops_in_its_own_step_with_the_state_untouched(where: str, a
     with pytest.raises(
         DivergedError, match=f"at meta-step {BAD_STEP}: .*(inner_lr|outer.lr)"
     ) as caught:
-        train(experiment, state, log, Stop(), 0.0)
+        train(experiment, state, log, Stop(), Flops())
     assert "\n" not in str(caught.value)
     assert state.step == BAD_STEP
     for group, params in expected.items():
@@ -124,7 +125,7 @@ def test_steps_that_training_does_not_take_are_not_blamed() -> None:
     experiment = tiny("algo=maml", "algo.steps=1", "algo.inner_lr=1e20")
     log = Log()
     with pytest.raises(DivergedError, match=r"not finite in the query pass of task 0"):
-        train(experiment, State(experiment.initial()), log, Stop(), 0.0)
+        train(experiment, State(experiment.initial()), log, Stop(), Flops())
     (figures,) = (figures for kind, _, figures in log.records if kind == "diverged")
     assert figures["inner_step"] is None
 
@@ -145,7 +146,7 @@ def test_a_shift_that_is_not_finite_moves_nothing() -> None:
     broken = replace(experiment, algorithm=experiment.algorithm._replace(meta_grad=meta_grad))
     state = State(broken.initial())
     with pytest.raises(DivergedError, match=f"at meta-step {BAD_STEP}: "):
-        train(broken, state, Log(), Stop(), 0.0)
+        train(broken, state, Log(), Stop(), Flops())
     assert all(v.isfinite().all() for params in state.meta.values() for v in params.values())
 
 
@@ -165,7 +166,7 @@ def test_advice_is_what_is_not_set_yet() -> None:
 
 def test_a_skipped_step_leaves_the_state_and_is_counted() -> None:
     experiment = poisoned(tiny("outer.on_divergence=skip_step"), "query_x", {3, 4})
-    state = train(experiment, State(experiment.initial()), Log(), Stop(), 0.0)
+    state = train(experiment, State(experiment.initial()), Log(), Stop(), Flops())
     assert (state.step, state.skipped, state.skipped_in_a_row) == (12, 2, 0)
     assert (state.nonfinite, state.clipped) == (2, 0)
 
@@ -174,19 +175,19 @@ def test_too_many_skips_in_a_row_end_the_run() -> None:
     settings = ("outer.on_divergence=skip_step", "outer.max_skips=2")
     experiment = poisoned(tiny(*settings), "query_x", set(range(3, 9)))
     with pytest.raises(DivergedError, match=r"skipped in a row: 3, .* outer.max_skips is 2"):
-        train(experiment, State(experiment.initial()), Log(), Stop(), 0.0)
+        train(experiment, State(experiment.initial()), Log(), Stop(), Flops())
 
 
 @pytest.mark.parametrize("where", PLACES)
 def test_dropping_a_bad_task_is_as_if_it_had_not_been_there(where: str) -> None:
     plain = tiny("hardware.dtype=float64", "outer.on_divergence=drop_tasks", "budget.total=1")
     experiment = poisoned(plain, where, {0})
-    state = train(experiment, State(experiment.initial()), Log(), Stop(), 0.0)
+    state = train(experiment, State(experiment.initial()), Log(), Stop(), Flops())
     assert (state.skipped, state.dropped) == (0, 1)
     meta_grad = plain.algorithm.meta_grad
     assert meta_grad is not None
     kept = plain.batch(0)[torch.tensor([0, 1, 3])]
-    expected = train(_only(plain, kept), State(plain.initial()), Log(), Stop(), 0.0)
+    expected = train(_only(plain, kept), State(plain.initial()), Log(), Stop(), Flops())
     for name, value in expected.meta["params"].items():
         torch.testing.assert_close(state.meta["params"][name], value, rtol=1e-12, atol=1e-14)
 

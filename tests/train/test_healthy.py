@@ -9,6 +9,7 @@ from tiny import Log
 
 from metarun.assemble import assemble
 from metarun.config import check, compose_job
+from metarun.engine.cost import Flops
 from metarun.paths import conf_dir
 from metarun.signals import Stop
 from metarun.state import State
@@ -38,6 +39,6 @@ def test_ten_thousand_steps_at_an_algorithm_s_defaults_raise_no_alarm(algo: str)
     words = (f"algo={algo}", f"dataset={ON.get(algo, 'sinusoid')}", f"budget.total={steps}")
     experiment = assemble(check(compose_job([*SHAPES, *words])), Path("no-data-needed"))
     state, log = State(experiment.initial()), Log()
-    train(experiment, state, log, Stop(), 0.0)
+    train(experiment, state, log, Stop(), Flops())
     assert (state.step, state.nonfinite, state.skipped) == (steps, 0, 0)
     assert "diverged" not in {kind for kind, _, _ in log.records}

@@ -16,6 +16,7 @@ from torch._dynamo.utils import counters
 from metarun.data.regression import RegressionSource
 from metarun.engine import recorded
 from metarun.engine.batching import settle
+from metarun.engine.cost import Flops
 from metarun.numerics import compiled
 from metarun.numerics.chunks import map_meta
 from metarun.numerics.compiled import NotCompiledError
@@ -85,7 +86,7 @@ def trained(*words: str) -> tuple[State, Log]:
     settled, _ = settle(experiment, state.meta)
     half = replace(settled, budget=replace(settled.budget, total=4))
     for part in (half, settled):
-        state = train(part, replace(state), log, stop, 1.0)
+        state = train(part, replace(state), log, stop, Flops())
     return state, log
 
 
@@ -187,7 +188,7 @@ def test_a_run_that_goes_on_decides_as_it_did_at_its_start() -> None:
     experiment, log = tiny("budget.total=8", *words), Log()
     settled, _ = settle(experiment, experiment.initial())
     far = {"params": {n: v + 1e30 for n, v in experiment.initial()["params"].items()}}
-    state = train(settled, State(map_meta(torch.clone, far)), log, Stop(), 1.0)
+    state = train(settled, State(map_meta(torch.clone, far)), log, Stop(), Flops())
     assert said(log) == ["yes"]
     assert state.skipped == 8
     assert all(torch.equal(value, far["params"][n]) for n, value in state.meta["params"].items())

@@ -13,7 +13,7 @@ import torch
 from tiny import Log, tiny, tiny_config
 
 from metarun.assemble import Experiment
-from metarun.engine.cost import flops_per_meta_step
+from metarun.engine.cost import Flops, flops_of_training
 from metarun.gradients.metagradient import MetaGradient
 from metarun.problem import Meta
 from metarun.run import run_job
@@ -58,11 +58,11 @@ def turning(fits: int, sizes: list[int]) -> Experiment:
 def test_a_change_of_phase_is_halved_until_it_fits_and_stays_the_same(fits: int) -> None:
     sizes = list[int]()
     experiment, plain = turning(fits, sizes), tiny(*TURNING)
-    found = train(experiment, State(experiment.initial()), Log(), Stop(), 0.0)
+    found = train(experiment, State(experiment.initial()), Log(), Stop(), Flops())
     tried = [size for size in sizes if size > fits]
     assert tried == [20, 10, 5, 3, 2][: len(tried)]
     assert fits / 2 < sizes[len(tried)] <= fits
-    expected = train(plain, State(plain.initial()), Log(), Stop(), 0.0)
+    expected = train(plain, State(plain.initial()), Log(), Stop(), Flops())
     assert float(found.meta["clusters"]["formed"]) == 1
     for group, params in expected.meta.items():
         for name, value in params.items():
@@ -72,7 +72,7 @@ def test_a_change_of_phase_is_halved_until_it_fits_and_stays_the_same(fits: int)
 def test_a_change_of_phase_begins_with_what_training_found_to_fit() -> None:
     sizes = list[int]()
     experiment = turning(99, sizes)
-    train(experiment, State(experiment.initial(), chunk=3), Log(), Stop(), 0.0)
+    train(experiment, State(experiment.initial(), chunk=3), Log(), Stop(), Flops())
     assert sizes == [3] * 6 + [2]
 
 
@@ -80,8 +80,8 @@ def test_a_change_of_phase_begins_with_what_training_found_to_fit() -> None:
 def test_what_a_step_costs_is_counted_though_a_change_has_little_room(fits: int) -> None:
     sizes = list[int]()
     experiment, plain = turning(fits, sizes), tiny(*TURNING)
-    found = flops_per_meta_step(experiment, experiment.initial())
-    assert found == flops_per_meta_step(plain, plain.initial())
+    found = flops_of_training(experiment, experiment.initial())
+    assert found == flops_of_training(plain, plain.initial())
     assert sizes[0] == 8
     assert max(sizes[-3:]) <= fits
 
@@ -92,7 +92,7 @@ def test_a_change_of_phase_without_room_for_one_task_ends_with_advice(
 ) -> None:
     """In training as when it is counted what a step will cost."""
     if not before:
-        monkeypatch.setattr("metarun.run.flops_per_meta_step", lambda *_: 0)
+        monkeypatch.setattr("metarun.run.flops_of_training", lambda *_: Flops())
     said = ended(tmp_path, monkeypatch, capsys, turning(0, []), *TURNING)
     assert said == (
         f"even one task at a time does not fit into the device's memory ({NO_ROOM}); use a "
@@ -158,7 +158,7 @@ def test_tasks_that_are_kept_are_not_more_at_once_than_fit() -> None:
         return inner(meta, tasks, step) if len(tasks) <= 2 else no_room()
 
     short = changed(experiment, meta_grad=short_of_memory)
-    state = train(short, State(short.initial()), Log(), Stop(), 0.0)
+    state = train(short, State(short.initial()), Log(), Stop(), Flops())
     assert (state.dropped, state.chunk) == (1, 2)
     assert [size for size in sizes if size > 2] == [8, 4], "only to find out what fits"
 

@@ -24,6 +24,8 @@ from metarun.outcome import outcome, outcome_file, score_file, versions
 from metarun.paths import config_digest, refuse_other_run
 from metarun.records import Records, masked, merged, read
 from metarun.report import plots
+from metarun.report.statistics import collapsed
+from metarun.report.words import several
 from metarun.seen import notice_of_change
 from metarun.settings import yamlfile
 from metarun.signals import Stop, nothing_to_save, say_stopping, stop_requests
@@ -32,6 +34,7 @@ from metarun.train import train, validated
 from metarun.weights import random_head
 
 DONE = "done"
+TASKS_A_START = 10  # of a test, below which chance may leave starts out
 
 
 def run_job(config: dict[str, Any], folder: Path) -> int:
@@ -137,6 +140,7 @@ class _Run:
         state.meta = meta
         self.vault.save_best(state, {"steps": chosen.steps, **chosen.rates})
         found = outcome(experiment, self.config, self.folder.name, state, chosen, scores, flops)
+        _tell_collapse(experiment, state, found["clusters"] or {})
         self.records.write("test", state.step, found["test"] | {"clusters": found["clusters"]})
         scores.refuse_infinite("test", chosen.steps)
         self._publish(found, scores)
@@ -220,6 +224,21 @@ def _tell_warm_up(experiment: Experiment, state: State) -> None:
         console.warn(
             f"algo.warm_up: training ended at meta-step {state.step:,} of the {warm_up:,} before "
             "the starts are on their own; give fewer, or a larger budget"
+        )
+
+
+def _tell_collapse(experiment: Experiment, state: State, clusters: Mapping[str, Any]) -> None:
+    """Say that several starts were trained, and nearly all tasks go to one."""
+    usage = clusters.get("usage", [])
+    many = experiment.test.tasks >= TASKS_A_START * len(usage)
+    if many and collapsed(usage) and state.step >= experiment.algorithm.warm_up:
+        values = experiment.parts["algo"].values
+        keys = ["balance", "restart", *["balance_loss"] * (values.get("weights") == "gate")]
+        there = several([f"algo.{key}" for key in keys if key in values])
+        advice = f"; where they are of several modes, more of {there} may help" if there else ""
+        console.warn(
+            f"algo.starts: the test tasks use {clusters['effective']:.1f} of {len(usage)} starts"
+            f"{advice}"
         )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from metarun.report.result import Entry, Pair
+from metarun.report.statistics import collapsed, effective_clusters
 from metarun.report.words import budget, count, counted, flop, happened, listed, seconds, several
 
 FEW_TASKS = 100
@@ -49,6 +50,7 @@ def notices(entries: Sequence[Entry]) -> tuple[str, ...]:
         *(f"{e.label}: {_happened(e)} while training." for e in entries if e.divergence),
         *(f"{e.label}: {_given(e.weights)}." for e in entries if e.weights),
         *(f"{e.label}: {ORACLE}." for e in entries if e.oracle),
+        *(f"{e.label}: {_collapse(e)}." for e in entries if _collapse(e)),
     ]
     if entries[0].tasks < FEW_TASKS:
         few = f"Only {entries[0].tasks} test tasks: intervals are rough and rather too narrow"
@@ -120,6 +122,14 @@ def _validation(entry: Entry) -> str:
         return "not recorded"
     tasks, steps = (counted(given.get(key), key[:-1]) for key in ("tasks", "steps"))
     return f"{tasks}, {steps} at most, every {counted(given.get('every'), 'meta-step')}"
+
+
+def _collapse(entry: Entry) -> str:
+    """Say so where several starts were trained, and nearly all tasks go to one."""
+    seeds = [usage for usage in (entry.clusters or {}).get("usage", []) if usage]
+    if not any(map(collapsed, seeds)):
+        return ""
+    return f"{min(map(effective_clusters, seeds)):.1f} of {len(seeds[0])} starts in use"
 
 
 def _happened(entry: Entry) -> str:

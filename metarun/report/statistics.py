@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from scipy.special import stdtr, stdtrit
 from metarun.errors import DataError
 
 Z95 = 1.96
+FEW_STARTS = 0.2  # of the way from one start to all
 EXACT_TASKS = 16  # up to here all sign patterns are counted: 32,768 of them
 
 
@@ -162,6 +164,11 @@ def effective_clusters(usage: ArrayLike) -> float:
     """Return exp(entropy) of cluster counts or shares [M]: how many are really in use, 1 to M."""
     u = np.asarray(usage, dtype=np.float64)
     return float(np.exp(_entropy(u / u.sum())))
+
+
+def collapsed(usage: Sequence[float]) -> bool:
+    """Tell whether nearly all tasks go to one of several starts; `usage` is what each takes."""
+    return len(usage) > 1 and effective_clusters(usage) < 1 + FEW_STARTS * (len(usage) - 1)
 
 
 def _entropy(shares: NDArray[np.float64]) -> float:

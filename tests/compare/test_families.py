@@ -92,3 +92,21 @@ def test_the_words_for_starts_are_explained_where_there_are_some(make_run):
     alone = compare(load([make_run("m", metric="mse"), make_run("t", "transfer", metric="mse")]))
     for text in (page(alone, []), document(alone, [])):
         assert "mutual information" not in text
+
+
+@pytest.mark.parametrize(("usage", "said"), [([0.98, 0.02], True), ([0.55, 0.45], False)])
+def test_starts_that_are_hardly_used_are_told(make_run, usage, said):
+    """One of two training seeds is enough."""
+
+    def collapsed(outcome, arrays):
+        chose(outcome, arrays)
+        outcome["clusters"]["usage"] = usage
+
+    family = dict(metric="mse", modes=MODES)
+    runs = [
+        make_run("a", "maml", **family),
+        make_run("b", "clustered", edit=chose, **family),
+        make_run("c", "clustered", seed=1, edit=collapsed, **family),
+    ]
+    found = compare(load(runs), "maml").sections[0].notices
+    assert ("clustered: 1.1 of 2 starts in use." in found) is said

@@ -283,13 +283,3 @@ def test_a_test_shorter_than_training_is_told(
     words = ("algo=maml", f"algo.steps={steps}", "validation.steps=3", "test.steps=3")
     assert run_job(tiny_config(*words), tmp_path) == 0
     assert ("the test looks no further than" in capsys.readouterr().err) is said
-
-
-@pytest.mark.parametrize("algo", ["clustered", "tsamaml"])
-@pytest.mark.parametrize(("warm_up", "said"), [(2, False), (1_000, True)])
-def test_a_budget_that_ends_in_the_warm_up_is_told(
-    algo: str, warm_up: int, said: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    some = ("budget.unit=examples", "budget.total=200", f"algo.warm_up={warm_up}")
-    assert run_job(tiny_config(f"algo={algo}", "algo.starts=2", *some), tmp_path) == 0
-    assert ("before the starts are on their own" in capsys.readouterr().err) is said

@@ -50,16 +50,16 @@ many.
 IMAGES = """
 ## Omniglot
 
-5 ways, 5 queries a class, Conv-4 of 16 filters, batch normalisation transductive, the rest as above;
-each run on one core, beside another.
+5 ways, 5 queries a class, Conv-4 of 16 filters, batch normalisation transductive, the rest as
+above; each run on one core, beside another.
 
-At a rate of 0.1 a long loop is tame here, at most 2.2 times the first-order one: the rate times the
-largest curvature (`curvature_start`, `curvature_end` in the records; descent is stable below 2)
-reaches 2.6, mean over a meta-step's tasks. 20 steps are as good as 50, whose first-order start comes
-to 88.6 against 89.4. At five times the rate that product reaches 5 and the ratio 8 to 12; at 2.0, the
-original MAML's rate with the loss as a mean, 19 and 59 (5 steps) to 512 (20), and the start is worse.
-iMAML's 50 meta-steps of 4 tasks are too few for it. 100 and 200 steps, and the rates 0.01 and 0.05,
-were not run on Omniglot.
+At a rate of 0.1 a long loop is tame here, at most 2.2 times the first-order one: the rate times
+the largest curvature (`curvature_start`, `curvature_end` in the records; descent is stable below
+2) reaches 2.6, mean over a meta-step's tasks. 20 steps are as good as 50, whose first-order start
+comes to 88.6 against 89.4. At five times the rate that product reaches 5 and the ratio 8 to 12;
+at 2.0, the original MAML's rate with the loss as a mean, 19 and 59 (5 steps) to 512 (20), and the
+start is worse. iMAML's 50 meta-steps of 4 tasks are too few for it. 100 and 200 steps, and the
+rates 0.01 and 0.05, were not run on Omniglot.
 
     metarun -m experiment=many_shot dataset=omniglot model=conv4 model.filters=16 task.ways=5 \\
       task.shots=5,15 task.queries=5 task.test_queries=5 algo=maml algo.steps=1,5,10,20,50 \\

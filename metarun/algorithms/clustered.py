@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from math import exp
 from typing import Annotated, Literal
@@ -169,8 +170,14 @@ def neural_gas(starts: int, done: float) -> list[float]:
 
 def rank_changes(starts: int, warm_up: int) -> tuple[int, ...]:
     """Return the meta-steps from which on fewer ranks count."""
-    counts = [len(neural_gas(starts, step / warm_up)) for step in range(warm_up)] + [1]
-    return tuple(step for step in range(1, len(counts)) if counts[step] < counts[step - 1])
+
+    def last(rank: int) -> int:
+        def gone(step: int) -> bool:
+            return len(neural_gas(starts, step / warm_up)) <= rank
+
+        return bisect_left(range(warm_up), True, key=gone)
+
+    return tuple(sorted({last(rank) for rank in range(1, starts)} - {0}))
 
 
 def _plus(params: Params, more: Params, weight: float) -> Params:

@@ -11,7 +11,7 @@ from families import CLUSTERED, MIXTURE, begin, last, regression, two_levels
 from oracles import DOUBLE, distance, finite_difference, image_tasks, norm, problem
 from torch import Tensor
 
-from metarun.algorithms.clustered import clustered, neural_gas
+from metarun.algorithms.clustered import clustered, neural_gas, rank_changes
 from metarun.algorithms.mixture import mixture
 from metarun.algorithms.parts.softness import entropy, pressure
 from metarun.algorithms.parts.usage import USAGE
@@ -38,6 +38,15 @@ def test_the_ranges_of_neural_gas_end_with_the_best_alone() -> None:
     assert neural_gas(5, 0.5) == pytest.approx([1, exp(-(10**0.5)), exp(-2 * 10**0.5)])
     assert neural_gas(5, 1.0) == [1.0]
     assert neural_gas(1, 0.0) == [1.0]
+
+
+@pytest.mark.parametrize("warm_up", [0, 1, 7, 1000])
+def test_meta_steps_from_which_fewer_ranks_count_are_all_named(warm_up: int) -> None:
+    counts = [len(neural_gas(5, step / warm_up)) for step in range(warm_up)] + [1]
+    expected = [step for step in range(1, len(counts)) if counts[step] < counts[step - 1]]
+    assert list(rank_changes(5, warm_up)) == expected
+    assert rank_changes(1, warm_up) == ()
+    assert len(rank_changes(5, 10**12)) == 4
 
 
 def test_a_task_moves_its_next_best_starts_by_their_ranks() -> None:

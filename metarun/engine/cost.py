@@ -23,7 +23,7 @@ class Flops(NamedTuple):
 
     begins: tuple[int, ...] = (0,)  # the meta-step with which each phase begins
     each: tuple[int, ...] = (0,)  # of a meta-step in that phase
-    turn: tuple[float, int] = (inf, 0)  # the meta-step before which something happens once, and its
+    turn: tuple[float, int] = (inf, 0)  # before which meta-step there is one, and its operations
 
     def until(self, step: int) -> int:
         """Return the operations of the meta-steps before this one."""
